@@ -1,0 +1,1 @@
+"""One module per source; each turns a foreign layout into a cohort folder."""

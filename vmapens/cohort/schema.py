@@ -1,0 +1,127 @@
+"""The cohort folder: what its three files hold, as code.
+
+`series.parquet`  sample, step, one float32 column per feature; null = not measured.
+`labels.parquet`  sample, one integer column per task; optionally `group` (patient), `split`, static columns.
+`cohort.json`     everything about them that a table cannot say: `CohortInfo`.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from vmapens.atomic import atomic_path, write_text
+from vmapens.errors import CohortError
+
+FORMAT_VERSION = 1
+SERIES_FILE = "series.parquet"
+LABELS_FILE = "labels.parquet"
+INFO_FILE = "cohort.json"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of the series: its name, unit ("" if it has none) and clinical group ("" if unknown)."""
+
+    name: str
+    unit: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One label column; its values are 0..len(classes)-1, or null where the sample is not in the task."""
+
+    name: str
+    kind: Literal["binary", "multiclass"]
+    classes: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class CohortInfo:
+    """What `cohort.json` says.
+
+    Args:
+        steps: T, the length of the grid.
+        minutes_per_step: Minutes between two steps.
+        features: In the order of the columns.
+        tasks: In the order of the columns.
+        source: Where the data come from, with the citation its owners ask for.
+        licence: Of the data.
+        dropped: What the importer left out or could not read: a sentence to the number of values or rows.
+        notes: Anything else a reader must know, a sentence each.
+    """
+
+    steps: int
+    minutes_per_step: float
+    features: tuple[Feature, ...]
+    tasks: tuple[Task, ...]
+    source: str
+    licence: str
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
+
+    def task(self, name: str) -> Task:
+        """The task of that name.
+
+        Raises:
+            CohortError: If there is none; the line names those there are.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise CohortError(f"unknown task `{name}`: this cohort has {', '.join(t.name for t in self.tasks) or 'none'}.")
+
+
+def write_cohort(folder: Path, info: CohortInfo, series: pl.DataFrame | pl.LazyFrame, labels: pl.DataFrame) -> None:
+    """Write the three files of a cohort, each atomically, `cohort.json` last.
+
+    Args:
+        folder: Made if missing; must not hold a cohort yet.
+        info: Its features and tasks name the columns that are written, in that order.
+        series: Columns `sample`, `step` and the features; sorted here by (sample, step).
+        labels: Columns `sample`, the tasks, and any of `group`, `split`, static columns; sorted here by sample.
+
+    Raises:
+        CohortError: If the folder holds a cohort already or cannot be written.
+    """
+    if (folder / INFO_FILE).exists():
+        raise CohortError(f"{folder} holds a cohort already: choose another --out, or remove it first.")
+    columns = [pl.col("sample"), pl.col("step").cast(pl.Int32)]
+    columns += [pl.col(feature.name).cast(pl.Float32) for feature in info.features]
+    rows = series.lazy().select(columns).sort("sample", "step")
+    try:
+        with atomic_path(folder / SERIES_FILE) as path:
+            rows.sink_parquet(path)
+        with atomic_path(folder / LABELS_FILE) as path:
+            labels.sort("sample").write_parquet(path)
+        write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise CohortError(f"cannot write the cohort to {folder}: {error}.") from error
+
+
+def read_info(folder: Path) -> CohortInfo:
+    """Read `cohort.json`.
+
+    Raises:
+        CohortError: If it is missing, is not JSON, or is of another format version.
+    """
+    path = folder / INFO_FILE
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if table["format_version"] != FORMAT_VERSION:
+            got = table["format_version"]
+            raise CohortError(f"{path}: format version {got}, this vmapens reads {FORMAT_VERSION}; import it again.")
+        table["features"] = tuple(Feature(**entry) for entry in table["features"])
+        table["tasks"] = tuple(Task(**{**entry, "classes": tuple(entry["classes"])}) for entry in table["tasks"])
+        table["notes"] = tuple(table["notes"])
+        return CohortInfo(**table)
+    except FileNotFoundError:
+        raise CohortError(f"{path} does not exist: {folder} is not a cohort; make one with `vmapens import`.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CohortError(f"{path} cannot be read as a cohort description ({error}); import it again.") from error
