@@ -1,0 +1,213 @@
+"""Probabilities and attention of chosen samples under all variants, recomputed from the kept weights, as a stream."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from vmapens import arrow
+from vmapens.atomic import atomic_path
+from vmapens.cohort.load import Cohort, raw_values
+from vmapens.ensemble import metrics
+from vmapens.ensemble.stack import Stack
+from vmapens.ensemble.step import attend, predict
+from vmapens.errors import RunError, SpecError, StackError
+from vmapens.run import Run, write_parquet
+
+_EVALUATED = ("valid", "test")
+_GROUP = 16  # variants per pass: bounds memory, changes nothing
+
+
+def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
+    """Rows of the samples that `--save-attention` and `--samples` name.
+
+    Args:
+        cohort: Where they are.
+        which: `none`; a split (`train`, `valid`, `test`); `SPLIT:N`, N samples stratified by label; `all`; `@FILE`,
+            one id a line; or ids separated by commas.
+        seed: Draws the samples of `SPLIT:N`.
+
+    Returns:
+        Row numbers, increasing.
+
+    Raises:
+        SpecError: If the text means nothing, or an id is not in the cohort.
+    """
+    split, _, number = which.partition(":")
+    if which == "none":
+        return torch.zeros(0, dtype=torch.int64)
+    if which == "all":
+        return torch.arange(len(cohort.samples))
+    if split in ("train", "valid", "test"):
+        rows = cohort.rows(split)
+        if not number:
+            return rows
+        if not number.isdigit() or int(number) < 1:
+            raise SpecError(f"`{which}` cannot be read: write {split}:N with N of 1 or more.")
+        return _stratified(rows, cohort.y[rows], int(number), seed)
+    if which.startswith("@"):
+        try:
+            ids = Path(which[1:]).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{which[1:]} cannot be read as a list of ids ({error}); write one id a line.") from None
+    else:
+        ids = which.split(",")
+    places = {sample: row for row, sample in enumerate(cohort.samples)}
+    unknown = sorted(set(ids) - places.keys())
+    if unknown or not ids:
+        raise SpecError(
+            f"{len(unknown)} samples are not in the cohort ({', '.join(unknown[:5])}): "
+            "give ids, none, all, test, test:N, or @FILE with one id a line."
+        )
+    return torch.tensor(sorted({places[sample] for sample in ids}))
+
+
+def _stratified(rows: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
+    """As many of each class as its share asks, by largest remainders, at least one of each if there is room."""
+    generator = torch.Generator().manual_seed(seed)
+    count = min(count, len(rows))
+    classes, sizes = torch.unique(y, return_counts=True)
+    shares = sizes.double() * count / len(rows)
+    wanted = shares.floor().long()
+    if count >= len(classes):
+        wanted = wanted.clamp(min=1)
+    while int(wanted.sum()) != count:
+        missing = count - int(wanted.sum())
+        gap = shares - wanted if missing > 0 else torch.where(wanted > 1, wanted - shares, -torch.inf)
+        wanted[gap.argmax()] += 1 if missing > 0 else -1
+    chosen = []
+    for label, n in zip(classes, wanted.tolist(), strict=True):
+        own = rows[y == label]
+        chosen.append(own[torch.randperm(len(own), generator=generator)[:n]])
+    return torch.cat(chosen).sort().values
+
+
+def attention_sizes(model: torch.nn.Module, x: Tensor) -> tuple[int, ...]:
+    """Lengths of the axes of the model's attention.
+
+    Raises:
+        StackError: If the model does not name its axes, or names another number of them.
+    """
+    with torch.no_grad():
+        sizes = tuple(model(x)[1].shape[1:])
+    axes = getattr(model, "attention_axes", None)
+    if axes is None or len(axes) != len(sizes):
+        raise StackError(
+            f"{type(model).__name__}.attention_axes is {axes}, but its attention has shape {('B', *sizes)}: "
+            'name each axis, as ("step", "feature"), or use --save-attention none.'
+        )
+    return sizes
+
+
+def _groups(run: Run, device: torch.device) -> "list[tuple[tuple[int, int], int, Stack]]":
+    """Kept weights in groups of variants: (block, first variant, stack)."""
+    groups = []
+    for block in run.blocks:
+        stack = run.weights(block=block)
+        stack = Stack(stack.theta.to(device), stack.columns)
+        groups += [(block, block[0] + a, stack.rows(a, a + _GROUP)) for a in range(0, len(stack.theta), _GROUP)]
+    return groups
+
+
+def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: torch.device) -> None:
+    """Write predictions.parquet and metrics.parquet of the valid and test splits, from the kept weights.
+
+    Every metric is computed from the float32 probabilities that are written.
+    """
+    kind = cohort.task.kind
+    splits = {split: cohort.rows(split) for split in _EVALUATED}
+    inputs = {split: cohort.x[rows].to(device) for split, rows in splits.items()}
+    probability_type = pa.float32() if kind == "binary" else arrow.nested_type(pa.float32(), (len(cohort.task.classes),))
+    names = ("variant", "sample", "split", "y", "probability")
+    schema = pa.schema(list(zip(names, (pa.int32(), pa.utf8(), pa.utf8(), pa.int32(), probability_type), strict=True)))
+    scores: list[pl.DataFrame] = []
+    with atomic_path(run.paths.predictions) as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for _, first, stack in _groups(run, device):
+            variants = np.arange(first, first + len(stack.theta), dtype=np.int32)
+            for split, rows in splits.items():
+                y = cohort.y[rows].numpy()
+                probability = predict(model, kind, stack, inputs[split]).cpu().numpy()
+                count = len(variants)
+                columns = [
+                    pa.array(np.repeat(variants, len(rows))),
+                    pa.array([cohort.samples[row] for row in rows.tolist()] * count, pa.utf8()),
+                    pa.array([split] * (len(rows) * count)),
+                    pa.array(np.tile(y.astype(np.int32), count)),
+                    arrow.nested(probability.reshape(-1, *probability.shape[2:])),
+                ]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+                scores += [
+                    pl.DataFrame({"variant": variants, "value": metrics.score(name, y, probability)}).select(
+                        "variant", pl.lit(split).alias("split"), pl.lit(name).alias("metric"), "value"
+                    )
+                    for name in metrics.metrics_for(kind)
+                ]
+    write_parquet(run.paths.metrics, pl.concat(scores).sort("variant", "split", "metric"))
+
+
+def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor, device: torch.device) -> list[str]:
+    """Write the attention of samples that are not saved yet, as one more part of each block, and what they look like.
+
+    Args:
+        run: A run whose blocks are done.
+        model: One module of its architecture.
+        cohort: The cohort it was trained on.
+        rows: Row numbers of the samples.
+        device: Where to compute.
+
+    Returns:
+        Ids of the samples written; none if all were there.
+
+    Raises:
+        RunError: If the cohort is not the run's.
+    """
+    if cohort.fingerprint != run.manifest["cohort"]["fingerprint"]:
+        raise RunError(f"{run.paths.root} was trained on another cohort: its fingerprint differs; give the same files.")
+    before = dict(pl.read_parquet(run.paths.attention_index).iter_rows()) if run.saved_samples else {}
+    rows = torch.tensor([row for row in rows.tolist() if cohort.samples[row] not in before], dtype=torch.int64)
+    if len(rows) == 0:
+        return []
+    samples = [cohort.samples[row] for row in rows.tolist()]
+    y, x = cohort.y[rows].numpy(), cohort.x[rows].to(device)
+    part = max(before.values(), default=-1) + 1
+    schema = arrow.attention_schema(attention_sizes(model, cohort.x[:1]), run.manifest["model"]["outputs"], _metadata(run))
+    groups = _groups(run, device)
+    for start, stop in run.blocks:
+        with arrow.write_attention(run.paths.attention(start, stop, part), schema) as writer:
+            for _, first, stack in (group for group in groups if group[0] == (start, stop)):
+                probability = predict(model, cohort.task.kind, stack, x).cpu().numpy()
+                weights = attend(model, stack, x).cpu().numpy()
+                for place in range(len(stack.theta)):
+                    writer.write(first + place, samples, y, probability[place], weights[place])
+    index = {**before, **dict.fromkeys(samples, part)}
+    saved = torch.tensor([row for row, sample in enumerate(cohort.samples) if sample in index], dtype=torch.int64)
+    _write_inputs(run, cohort, saved)
+    frame = pl.DataFrame({"sample": list(index), "part": list(index.values())}, schema={"sample": pl.String, "part": pl.Int32})
+    write_parquet(run.paths.attention_index, frame)
+    return samples
+
+
+def _metadata(run: Run) -> dict[str, object]:
+    """What a reader of one Arrow file alone would want; all of it stands in run.json or features.parquet as well."""
+    return {
+        "format_version": run.manifest["format_version"],
+        "task": run.manifest["task"],
+        "model": run.manifest["model"],
+        "cohort": run.manifest["cohort"],
+        "features": run.features["feature"].to_list(),
+    }
+
+
+def _write_inputs(run: Run, cohort: Cohort, rows: Tensor) -> None:
+    columns = {
+        "sample": pa.array([cohort.samples[row] for row in rows.tolist()], pa.utf8()),
+        "y": pa.array(cohort.y[rows].numpy().astype(np.int32)),
+        "value": arrow.nested(raw_values(cohort, rows).numpy()),
+        "scaled": arrow.nested(cohort.x[rows].numpy()),
+        "measured": arrow.nested(cohort.observed[rows].numpy()),
+    }
+    arrow.write_table(run.paths.inputs, pa.table(columns))

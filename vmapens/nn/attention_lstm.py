@@ -1,0 +1,128 @@
+"""The attention-LSTM of clinical time series, written for one variant.
+
+Feature and time attention after Gandin et al. 2021 as used by Yadav & Subbian, CHIL 2025 (their parameter names);
+pooling over hidden states as usual in clinical papers; uniform attention as the control that has none.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vmapens.errors import SpecError
+from vmapens.nn.kernels import Inputs, Plan
+from vmapens.nn.linear import Linear
+from vmapens.nn.lstm import LSTM
+from vmapens.nn.per_variant import per_variant
+from vmapens.nn.recurrence import recurrence
+from vmapens.spec import AttendOver
+
+
+class Attention(torch.nn.Module):
+    """One linear layer, whose output a softmax turns into attention."""
+
+    def __init__(self, size: int, scores: int) -> None:
+        super().__init__()
+        self.attention_dense = Linear(size, scores)
+
+
+class AttentionLSTM(torch.nn.Module):
+    """Softmax attention and an LSTM, with C logits from its last hidden state.
+
+    With ``a`` the attention and h the LSTM's hidden states:
+
+    - ``feature``: a = softmax(Linear(F -> F)(x)) over F, one row per step; logits = Linear(h_T(x * a)).
+    - ``time``: the same over T, one row per feature (x transposed, and back).
+    - ``pool``: a = softmax(Linear(H -> 1)(h_t)) over the steps; logits = Linear(sum_t a_t h_t).
+    - ``uniform``: a = 1 / F, a constant; logits = Linear(h_T(x / F)).
+
+    Args:
+        features: F.
+        steps: T; only `time` depends on it.
+        outputs: C.
+        hidden: H.
+        attend_over: What the softmax runs over.
+        freeze_attention: Leave the attention's parameters as initialised.
+
+    Attributes:
+        attention_axes: Names of the axes of the attention after the batch.
+    """
+
+    attention_axes: tuple[str, ...]
+    _AXES: ClassVar[dict[str, tuple[str, ...]]] = {"pool": ("step",)}
+
+    def __init__(
+        self,
+        features: int,
+        steps: int,
+        outputs: int = 1,
+        *,
+        hidden: int = 128,
+        attend_over: AttendOver = "feature",
+        freeze_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attend_over = attend_over
+        self.attention_axes = self._AXES.get(attend_over, ("step", "feature"))
+        # The order of construction is the order of the paper's script: it decides what a seed means.
+        sizes = {"feature": (features, features), "time": (steps, steps), "pool": (hidden, 1)}
+        if attend_over in sizes:
+            self.attention = Attention(*sizes[attend_over])
+            self.attention.requires_grad_(not freeze_attention)
+        elif freeze_attention:
+            raise SpecError("uniform attention has nothing to freeze: use it without freeze_attention.")
+        self.lstm = LSTM(features, hidden)
+        self.dense = Linear(hidden, outputs)
+
+    def forward(self, x: Float[Tensor, "B T F"]) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B ..."]]:
+        """Logits and attention."""
+        return self.logits(x), self.attend(x)
+
+    def logits(self, x: Float[Tensor, "B T F"]) -> Float[Tensor, "B C"]:
+        """Logits alone: what training needs."""
+        if self.attend_over == "pool":
+            summary = per_variant(_pool, self.lstm(x)[0], *self._attention_layer())
+        elif self.attend_over == "uniform":
+            summary = self._last_state(Inputs(x / x.shape[-1], *self._lstm_inputs(x)), Plan())
+        else:
+            inputs = Inputs(x, *self._lstm_inputs(x), *self._attention_layer())
+            summary = self._last_state(inputs, Plan(gate_over=self.attend_over))
+        logits: Tensor = self.dense(summary)
+        return logits
+
+    def attend(self, x: Float[Tensor, "B T F"]) -> Float[Tensor, "B ..."]:
+        """Attention alone: [B, T, F], or [B, T] for `pool`. Sums to 1 over the axis that the softmax runs over."""
+        match self.attend_over:
+            case "feature":
+                return per_variant(_attend, x, *self._attention_layer())
+            case "time":
+                return per_variant(_attend, x.mT, *self._attention_layer()).mT
+            case "pool":
+                return per_variant(_pooling_weights, self.lstm(x)[0], *self._attention_layer())
+            case "uniform":
+                return torch.full_like(x, 1 / x.shape[-1])
+
+    def _attention_layer(self) -> tuple[Tensor, Tensor]:
+        layer = self.attention.attention_dense
+        return layer.weight, layer.bias
+
+    def _lstm_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        zeros = x.new_zeros(x.shape[0], self.lstm.hidden_size)
+        return zeros, zeros, *self.lstm.weights()
+
+    def _last_state(self, inputs: Inputs, plan: Plan) -> Tensor:
+        return recurrence(inputs, plan)[1]
+
+
+def _attend(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.softmax(F.linear(rows, weight, bias), dim=-1)
+
+
+def _pooling_weights(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.softmax(F.linear(states, weight, bias).squeeze(-1), dim=-1)
+
+
+def _pool(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (_pooling_weights(states, weight, bias).unsqueeze(-1) * states).sum(dim=1)

@@ -1,0 +1,37 @@
+"""From a spec to a factory of modules: the built-in model, or one of the user's own by name."""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from vmapens.errors import SpecError
+from vmapens.nn.attention_lstm import AttentionLSTM
+from vmapens.spec import ModelSpec
+
+
+def model_factory(spec: ModelSpec, *, features: int, steps: int, outputs: int) -> Callable[[], torch.nn.Module]:
+    """A function without arguments that builds one module, drawing from the global generator as plain PyTorch does.
+
+    Args:
+        spec: `attention-lstm`, or `package:Class`.
+        features: F.
+        steps: T.
+        outputs: C; 1 for a binary task.
+
+    Raises:
+        SpecError: If the class cannot be imported.
+    """
+    sizes = {"features": features, "steps": steps, "outputs": outputs}
+    if spec.name == "attention-lstm":
+        built_in = partial(AttentionLSTM, hidden=spec.hidden, attend_over=spec.attend_over)
+        return partial(built_in, **sizes, freeze_attention=spec.freeze_attention)
+    package, _, name = spec.name.partition(":")
+    if not name:
+        raise SpecError(f"unknown model `{spec.name}`: use attention-lstm, or package:Class for a module of your own.")
+    try:
+        kind = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"model `{spec.name}` cannot be imported ({error}); is its folder on PYTHONPATH?") from None
+    return partial(kind, **sizes, **spec.options)

@@ -1,0 +1,107 @@
+"""Kernels: softmax gate, LSTM and their gradients, for a whole range of variants at a time.
+
+A kernel is a module with two functions, `forward` and `backward`, over the tensors below. `reference` is the plain
+truth, in any precision, on any device. `choose` picks the fastest that can do the work.
+
+Axes: V variants, B batch, T steps, F features, H hidden; G = 4H gates in PyTorch's order: input, forget, cell, output.
+Layout: the variant axis leads every tensor; a variant's own slice is contiguous or has stride 0.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vmapens.errors import SpecError
+
+
+class Inputs(NamedTuple):
+    """What the recurrence is a function of.
+
+    x [V, B, T, F]; h0, c0 [V, B, H]; w_ih [V, 4H, F]; w_hh [V, 4H, H]; b_ih, b_hh [V, 4H]; and, where there is a gate
+    over n = F features or n = T steps, gate_weight [V, n, n] and gate_bias [V, n].
+    """
+
+    x: Tensor
+    h0: Tensor
+    c0: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    gate_weight: Tensor | None = None
+    gate_bias: Tensor | None = None
+
+    def variant(self, v: int) -> "Inputs":
+        """Variant v alone, its axis kept."""
+        return Inputs(*(None if tensor is None else tensor[v : v + 1] for tensor in self))
+
+
+class States(NamedTuple):
+    """What the recurrence gives, or their gradients: all states [V, B, T, H], last h and c [V, B, H].
+
+    `all` is None where only the last state was asked for, or where nothing depends on it.
+    """
+
+    all: Tensor | None
+    h: Tensor | None
+    c: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a kernel.
+
+    Args:
+        gate_over: Axis that the gate's softmax runs over; None for a plain LSTM.
+        all_states: Give the states of all steps, not of the last alone.
+        keep: Keep what the backward needs; without it the backward computes the forward again.
+    """
+
+    gate_over: Literal["feature", "time"] | None = None
+    all_states: bool = False
+    keep: bool = False
+
+
+class Kernel(Protocol):
+    """The interface that the kernel modules share."""
+
+    def forward(self, inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
+        """Compute the states, and, if `plan.keep`, tensors for the backward in a layout of the kernel's own."""
+        ...
+
+    def backward(self, inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Inputs:
+        """Compute the gradient of each input; of x only if it is needed, else None in its place."""
+        ...
+
+
+_chosen: Literal["auto", "reference", "onednn"] = "auto"
+
+
+@contextmanager
+def use_kernel(name: Literal["auto", "reference", "onednn"]) -> Iterator[None]:
+    """Choose the kernel by name within the block, for tests and benchmarks; `auto` is the default."""
+    global _chosen
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The fastest kernel for tensors of this kind.
+
+    Raises:
+        SpecError: If `use_kernel` named one that cannot do it.
+    """
+    from vmapens.nn.kernels import onednn, reference
+
+    able = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if _chosen == "onednn" and not able:
+        raise SpecError(f"the oneDNN kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
+    return reference if _chosen == "reference" or not able else onednn

@@ -1,0 +1,133 @@
+"""Make an operation independent of the other variants, to the bit.
+
+Under plain `vmap` an operation on V variants is one operation on a longer tensor, and its result depends on V: a batch
+of one takes another matrix path than a batch of many, and `exp` and its kin are computed by vector instructions in
+the middle of a tensor but not at its end. `per_variant` calls the function once per variant, on that variant's own
+tensors; so a variant has the same bytes in any company. On a GPU the promise is equality to rounding, and the function
+runs under `vmap` as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmapens.nn.threads import over_variants
+
+Operation = Callable[..., Tensor]
+
+
+def per_variant(function: Operation, *tensors: Tensor) -> Tensor:
+    """Call `function(*tensors)` so that under `torch.func.vmap` each variant is computed by itself.
+
+    Differentiable once, by recomputing the function in the backward; meant for the small operations around a kernel.
+
+    Args:
+        function: A plain function of one variant's tensors, with one tensor as its result. No randomness.
+        tensors: Its arguments.
+
+    Returns:
+        What `function` returns.
+
+    >>> x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    >>> torch.func.vmap(lambda row: per_variant(torch.sum, row))(x)
+    tensor([1., 5.])
+    """
+    result: Tensor = _PerVariant.apply(function, *tensors)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rows_of(tensors: tuple[Any, ...], in_dims: tuple[int | None, ...], v: int) -> list[Any]:
+    """The arguments of variant v, each tensor contiguous and aligned as if it stood alone."""
+    return [
+        argument if dim is None or not isinstance(argument, Tensor) else aligned(argument.select(dim, v))
+        for argument, dim in zip(tensors, in_dims, strict=True)
+    ]
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same values, contiguous and at an address that is a multiple of 64 bytes.
+
+    Matrix libraries may take another path, and round otherwise, where a matrix starts at an odd address.
+    """
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+
+
+def _is_wrapped(argument: object) -> bool:
+    return isinstance(argument, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(argument)
+
+
+def _stack_variants(function: Operation, in_dims: tuple[Any, ...], count: int, arguments: tuple[Any, ...]) -> Any:
+    """Apply `function` to each variant's arguments; its results (tensors or tuples of them) stacked in front."""
+    if any(map(_is_wrapped, arguments)):  # below another vmap: its rules work in the calling thread only
+        results = [function(*(a if d is None else a.select(d, v) for a, d in zip(arguments, in_dims, strict=True)))
+                   for v in range(count)]
+    elif any(isinstance(a, Tensor) and a.is_cuda for a in arguments):
+        return torch.vmap(function, in_dims)(*arguments)
+    else:
+        results = [None] * count
+
+        def work(v: int) -> None:
+            with torch.no_grad():
+                results[v] = function(*rows_of(arguments, in_dims, v))
+
+        over_variants(work, count)
+    if isinstance(results[0], tuple):
+        return tuple(torch.stack(entries) for entries in zip(*results, strict=True))
+    return torch.stack(results)
+
+
+class _PerVariant(torch.autograd.Function):
+    @staticmethod
+    def forward(function: Operation, *tensors: Tensor) -> Tensor:
+        return function(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.function = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needed = tuple(ctx.needs_input_grad[1:])
+        gradients = iter(_Gradient.apply(ctx.function, needed, grad, *ctx.saved_tensors))
+        return (None, *(next(gradients) if need else None for need in needed))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], function: Operation, *tensors: Tensor) -> tuple[Tensor, int]:
+        return _stack_variants(_bind(_PerVariant, function), in_dims[1:], info.batch_size, tensors), 0
+
+
+class _Gradient(torch.autograd.Function):
+    """The vector-Jacobian product of a plain function, for those of its tensors that need one."""
+
+    @staticmethod
+    def forward(function: Operation, needed: tuple[bool, ...], grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needed, strict=True)]
+            result = function(*leaves)
+            return torch.autograd.grad(result, [leaf for leaf in leaves if leaf.requires_grad], grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError("per_variant is differentiable once; write the function without it for more.")
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], function: Operation, needed: tuple[bool, ...], *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        gradients = _stack_variants(_bind(_Gradient, function, needed), in_dims[2:], info.batch_size, tensors)
+        return gradients, (0,) * len(gradients)
+
+
+def _bind(function: type[torch.autograd.Function], *fixed: Any) -> Operation:
+    def call(*tensors: Tensor) -> Any:
+        return function.apply(*fixed, *tensors)
+
+    return call

@@ -1,0 +1,316 @@
+"""The run directory: where each file stands, how it is written, and `open_run`, which reads everything back."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors
+import safetensors.torch
+import torch
+
+from vmapens import arrow
+from vmapens.atomic import atomic_path, write_text
+from vmapens.cohort.schema import Task
+from vmapens.ensemble.stack import Column, Stack
+from vmapens.errors import RunError, SpecError
+from vmapens.nn.factory import model_factory
+from vmapens.spec import RunSpec, from_table
+
+FORMAT_VERSION = 1
+
+
+def block_name(start: int, stop: int) -> str:
+    """Folder name of variants start..stop-1; the last number is inclusive.
+
+    >>> block_name(0, 256)
+    '000000-000255'
+    """
+    return f"{start:06d}-{stop - 1:06d}"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The names of a run directory's files."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """run.json: resolved spec, versions, cohort fingerprint, command, state."""
+        return self.root / "run.json"
+
+    @property
+    def variants(self) -> Path:
+        """The table of variants, and for each its status and kept epoch."""
+        return self.root / "variants.parquet"
+
+    @property
+    def splits(self) -> Path:
+        """Columns sample, split."""
+        return self.root / "splits.parquet"
+
+    @property
+    def features(self) -> Path:
+        """Columns index, feature, unit, group, mean, std (of the training split)."""
+        return self.root / "features.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        """Columns variant, split, metric, value, of the kept epoch."""
+        return self.root / "metrics.parquet"
+
+    @property
+    def predictions(self) -> Path:
+        """Columns variant, sample, split, y, probability."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def attention_index(self) -> Path:
+        """Columns sample, part: which part of each block's folder holds which sample."""
+        return self.root / "attention" / "index.parquet"
+
+    @property
+    def inputs(self) -> Path:
+        """What the saved samples looked like."""
+        return self.root / "attention" / "inputs.arrow"
+
+    def block(self, start: int, stop: int) -> Path:
+        """Folder of one block."""
+        return self.root / "blocks" / block_name(start, stop)
+
+    def attention(self, start: int, stop: int, part: int) -> Path:
+        """One attention file."""
+        return self.root / "attention" / f"block={block_name(start, stop)}" / f"part-{part}.arrow"
+
+
+def create_run(root: Path, *, overwrite: bool) -> RunPaths:
+    """Make an empty run directory.
+
+    Raises:
+        RunError: If something is there already and `overwrite` is not set, or it is no run, or cannot be written.
+    """
+    paths = RunPaths(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if not overwrite:
+            raise RunError(f"{root} exists already: choose another --out, or --resume it, or --overwrite it.")
+        if not paths.manifest.exists():
+            raise RunError(f"{root} is not a run (it has no run.json): it is not overwritten; choose another --out.")
+        shutil.rmtree(root)
+    try:
+        paths.block(0, 1).parent.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
+    return paths
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a Parquet file atomically."""
+    with atomic_path(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def write_weights(path: Path, stack: Stack, **others: torch.Tensor) -> None:
+    """Write theta [v, P] with its column table, and further tensors, as one safetensors file, atomically."""
+    columns = json.dumps([[c.name, c.start, c.stop, list(c.shape), c.trained] for c in stack.columns])
+    with atomic_path(path) as temporary:
+        tensors = {"theta": stack.theta.cpu().contiguous(), **{k: t.cpu().contiguous() for k, t in others.items()}}
+        safetensors.torch.save_file(tensors, temporary, metadata={"columns": columns})
+
+
+def read_weights(path: Path) -> Stack:
+    """Read what `write_weights` wrote: theta and its columns.
+
+    Raises:
+        RunError: If the file is missing or cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            columns = json.loads(file.metadata()["columns"])
+            theta = file.get_tensor("theta")
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as weights ({error}); train this block again.") from error
+    return Stack(theta, tuple(Column(name, a, b, tuple(shape), trained) for name, a, b, shape, trained in columns))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back piece by piece."""
+
+    paths: RunPaths
+    manifest: dict[str, Any]
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """The resolved settings."""
+        return from_table(self.manifest["spec"])
+
+    @cached_property
+    def task(self) -> Task:
+        """The task that the variants were trained for."""
+        task = self.manifest["task"]
+        return Task(**{**task, "classes": tuple(task["classes"])})
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """Half-open ranges of variants."""
+        return [(start, stop) for start, stop in self.manifest["blocks"]]
+
+    @cached_property
+    def variants(self) -> pl.DataFrame:
+        """The table of variants with status and kept epoch."""
+        return self._parquet(self.paths.variants)
+
+    @cached_property
+    def splits(self) -> pl.DataFrame:
+        """Columns sample, split."""
+        return self._parquet(self.paths.splits)
+
+    @cached_property
+    def features(self) -> pl.DataFrame:
+        """Columns index, feature, unit, group, mean, std."""
+        return self._parquet(self.paths.features)
+
+    @cached_property
+    def metrics(self) -> pl.DataFrame:
+        """Columns variant, split, metric, value."""
+        return self._parquet(self.paths.metrics)
+
+    @cached_property
+    def predictions(self) -> pl.DataFrame:
+        """Columns variant, sample, split, y, probability."""
+        return self._parquet(self.paths.predictions)
+
+    @cached_property
+    def history(self) -> pl.DataFrame:
+        """Columns variant, epoch, train_loss, valid_loss, and the metric of the kept epoch; all blocks."""
+        return pl.concat([self._parquet(self.paths.block(*block) / "history.parquet") for block in self.blocks])
+
+    @cached_property
+    def inputs(self) -> pl.DataFrame:
+        """What the saved samples looked like: sample, y, value, scaled, measured."""
+        frame = pl.from_arrow(arrow.read_table(self.paths.inputs))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def weights(self, which: str = "best", *, block: tuple[int, int] | None = None) -> Stack:
+        """Parameters of all variants, or of one block.
+
+        Args:
+            which: `best` (each variant's kept epoch), `last`, or `epoch-0005` for a snapshot.
+            block: A member of `blocks`.
+        """
+        chosen = self.blocks if block is None else [block]
+        stacks = [read_weights(self.paths.block(*entry) / f"{which}.safetensors") for entry in chosen]
+        return stacks[0] if len(stacks) == 1 else Stack(torch.cat([s.theta for s in stacks]), stacks[0].columns)
+
+    def state_dict(self, variant: int, which: str = "best") -> dict[str, torch.Tensor]:
+        """One variant's parameters under the names of a plain PyTorch module.
+
+        Raises:
+            RunError: If there is no such variant.
+        """
+        for start, stop in self.blocks:
+            if start <= variant < stop:
+                return self.weights(which, block=(start, stop)).state_dict(variant - start)
+        raise RunError(f"variant {variant} is not in {self.paths.root}, which has 0 to {self.blocks[-1][1] - 1}.")
+
+    def model(self) -> torch.nn.Module:
+        """A module of the run's architecture; its parameters are of no meaning.
+
+        Raises:
+            RunError: If the run was made from Python with a module that cannot be imported by name.
+        """
+        sizes = self.manifest["model"]
+        try:
+            factory = model_factory(
+                self.spec.model, features=sizes["features"], steps=sizes["steps"], outputs=sizes["outputs"]
+            )
+            with torch.random.fork_rng(devices=[]):
+                return factory()
+        except (SpecError, TypeError) as error:
+            raise RunError(f"{self.paths.root}: its model cannot be built again ({error}).") from error
+
+    def attention(self, samples: Sequence[str] | str | None = None) -> np.ndarray:
+        """Attention read from the Arrow files.
+
+        Args:
+            samples: Ids, or one id; None takes every saved sample in the order of `saved_samples`.
+
+        Returns:
+            [V, S, T, F] (or [V, S, T]), float32; for one id [V, T, F].
+
+        Raises:
+            RunError: If a sample was not saved.
+        """
+        ids = self.saved_samples if samples is None else [samples] if isinstance(samples, str) else list(samples)
+        index = dict(self._parquet(self.paths.attention_index).iter_rows()) if self.saved_samples else {}
+        missing = sorted(set(ids) - set(index))
+        if missing:
+            some = ", ".join(missing[:5])
+            raise RunError(f"no attention is saved for {len(missing)} samples ({some}); run `vmapens attend` for them.")
+        blocks = []
+        for start, stop in self.blocks:
+            parts = {p: arrow.read_table(self.paths.attention(start, stop, p)) for p in {index[i] for i in ids}}
+            rows = {}
+            for table in parts.values():
+                saved = table["sample"].to_pylist()[: len(table) // (stop - start)]
+                values = arrow.to_numpy(table["attention"])
+                values = values.reshape(stop - start, len(saved), *values.shape[1:])
+                rows |= {sample: values[:, place] for place, sample in enumerate(saved)}
+            blocks.append(np.stack([rows[sample] for sample in ids], axis=1))
+        attention = np.concatenate(blocks)
+        return attention[:, 0] if isinstance(samples, str) else attention
+
+    @cached_property
+    def saved_samples(self) -> list[str]:
+        """Ids of the samples whose attention is saved."""
+        return self._parquet(self.paths.attention_index)["sample"].to_list() if self.paths.attention_index.exists() else []
+
+    def _parquet(self, path: Path) -> pl.DataFrame:
+        try:
+            return pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            first = str(error).splitlines()[0]
+            raise RunError(f"{path} cannot be read ({first}); train the run again or --resume it.") from error
+
+
+def read_manifest(paths: RunPaths) -> dict[str, Any]:
+    """Read run.json.
+
+    Raises:
+        RunError: If there is no run, or it is of another format version.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(paths.manifest.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except FileNotFoundError:
+        raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{paths.manifest} cannot be read ({error}).") from error
+    if version != FORMAT_VERSION:
+        raise RunError(f"{paths.manifest}: format version {version}, this vmapens reads {FORMAT_VERSION}.")
+    return manifest
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a finished run directory.
+
+    Raises:
+        RunError: If it is not a run, or not finished.
+    """
+    paths = RunPaths(Path(path))
+    manifest = read_manifest(paths)
+    if manifest["state"] != "done":
+        raise RunError(f"{path} is not finished (state `{manifest['state']}`): finish it with `vmapens train --resume`.")
+    return Run(paths, manifest)

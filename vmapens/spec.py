@@ -1,0 +1,297 @@
+"""Every setting of a run as frozen dataclasses, with presets, to and from TOML and JSON.
+
+Order of precedence: command line over configuration file over preset over default. `resolve` merges the layers; a
+`RunSpec` is complete and is written to run.json as it is.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from vmapens.errors import SpecError
+
+AttendOver = Literal["feature", "time", "pool", "uniform"]
+Table = dict[str, Any]
+
+
+def _require(holds: bool, what: str, got: object, wanted: str) -> None:
+    if not holds:
+        raise SpecError(f"{what} is {got}, but must be {wanted}.")
+
+
+@dataclass(frozen=True)
+class CohortSpec:
+    """Which data, and how they are split.
+
+    Args:
+        path: A cohort folder, or a TOML file that maps other Parquet files.
+        task: Name of the label column.
+        split_seed: Draws the split, unless the labels bring a `split` column.
+        fractions: Shares of train, valid and test; positive, sum 1.
+        indicators: Add one feature per feature: 1 where it was not measured in that step, else 0.
+        unmatched: What becomes of samples in one table only: `error` names them; `keep` treats samples without
+            a series row as never measured and leaves out those without a label row; `drop` leaves out both.
+    """
+
+    path: str = ""
+    task: str = ""
+    split_seed: int = 0
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    indicators: bool = False
+    unmatched: Literal["error", "keep", "drop"] = "error"
+
+    def __post_init__(self) -> None:
+        _require(self.split_seed >= 0, "split_seed", self.split_seed, "0 or more")
+        good = all(share > 0 for share in self.fractions) and abs(sum(self.fractions) - 1) < 1e-9
+        _require(good, "fractions", list(self.fractions), "three positive shares with sum 1")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which module is stacked.
+
+    Args:
+        name: `attention-lstm`, or `package:Class` for a module of the user's own, called with (features=F, steps=T,
+            outputs=C) and `options`.
+        hidden: Hidden units H of the built-in model.
+        attend_over: What the softmax of the built-in model runs over.
+        freeze_attention: The attention stays as it was initialised.
+        options: Further keyword arguments for a module of the user's own.
+    """
+
+    name: str = "attention-lstm"
+    hidden: int = 32
+    attend_over: AttendOver = "feature"
+    freeze_attention: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.hidden >= 1, "hidden", self.hidden, "1 or more")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How each variant is trained and which of its epochs is kept.
+
+    Args:
+        epochs: Passes over the training split.
+        batch_size: Samples per step; the last batch of an epoch may be smaller.
+        lr: Adam's learning rate, one number, or one per variant in the order of their table.
+        weight_decay: L2 term added to the gradient, one number or one per variant.
+        select_by: Metric of the kept epoch; "" chooses `auroc` for a binary task, `balanced_accuracy` otherwise.
+        select_on: Split on which the epoch is chosen. `test` leaks and exists to replicate the paper.
+        snapshots: Epochs whose weights are kept as well (0 is the initialisation).
+        device: `auto` takes a GPU if there is one.
+        precision: Of the kernels' arithmetic; `auto` is fp32. The other values need a kernel that offers them.
+    """
+
+    epochs: int = 15
+    batch_size: int = 64
+    lr: float | tuple[float, ...] = 5e-4
+    weight_decay: float | tuple[float, ...] = 1e-6
+    select_by: str = ""
+    select_on: Literal["valid", "test"] = "valid"
+    snapshots: tuple[int, ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        for name, low, wanted in (("lr", 0.0, "finite and above 0"), ("weight_decay", -1e-300, "finite and 0 or more")):
+            value = getattr(self, name)
+            for entry in value if isinstance(value, tuple) else (value,):
+                _require(low < entry < float("inf"), name, entry, wanted)
+        beyond = [epoch for epoch in self.snapshots if not 0 <= epoch <= self.epochs]
+        _require(not beyond, "snapshots", list(self.snapshots), f"epochs from 0 to {self.epochs}")
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """Which variants there are: the rows of the table of variants.
+
+    Args:
+        design: `paired`: variant i has the i-th init seed and the i-th order seed (the paper's: both the same).
+            `crossed`: every init seed with every order seed (and every bootstrap seed), init varying slowest.
+        init_seeds: Seeds of the initialisation.
+        order_seeds: Seeds of the orders; empty means: as `init_seeds` if paired, (0,) if crossed.
+        bootstrap_seeds: Seeds of resamplings of the training stays; empty means all stays, once each.
+    """
+
+    design: Literal["paired", "crossed"] = "paired"
+    init_seeds: tuple[int, ...] = tuple(range(64))
+    order_seeds: tuple[int, ...] = ()
+    bootstrap_seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(len(self.init_seeds) >= 1, "the number of variants", len(self.init_seeds), "1 or more")
+        for name in ("init_seeds", "order_seeds", "bootstrap_seeds"):
+            seeds = getattr(self, name)
+            _require(all(0 <= seed < 2**63 for seed in seeds), name, list(seeds)[:5], "from 0 to 2^63 - 1")
+            _require(len(set(seeds)) == len(seeds), name, list(seeds)[:5], "without repeats")
+        for name in ("order_seeds", "bootstrap_seeds"):
+            n = len(getattr(self, name))
+            if self.design == "paired" and n not in (0, len(self.init_seeds)):
+                wanted = f"{len(self.init_seeds)}, one per init seed, or use --design crossed"
+                raise SpecError(f"the number of {name} is {n}, but must be {wanted}.")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides what a run's files hold.
+
+    Args:
+        block: Variants per block, the unit of files; 0 chooses.
+        save_attention: `none`, `test`, `test:N` (N stays stratified by label), `all` or `@FILE` (one id a line).
+        attention_seed: Draws the stays of `test:N`.
+    """
+
+    cohort: CohortSpec = CohortSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    variants: VariantSpec = VariantSpec()
+    block: int = 0
+    save_attention: str = "test:16"
+    attention_seed: int = 0
+    preset: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.block >= 0, "block", self.block, "1 or more, or 0 for automatic")
+
+
+PRESETS: dict[str, Table] = {
+    "yadav2025-mortality": {
+        "model": {"hidden": 128, "attend_over": "feature"},
+        "train": {"epochs": 30, "batch_size": 64, "lr": 5e-4, "weight_decay": 1e-6}
+        | {"select_by": "auroc", "select_on": "test"},
+        "variants": {"init_seeds": list(range(1000))},
+    },
+    "yadav2025-phenotyping": {
+        "model": {"hidden": 15, "attend_over": "feature"},
+        "train": {"epochs": 100, "batch_size": 256, "lr": 5e-4, "weight_decay": 1e-6}
+        | {"select_by": "balanced_accuracy", "select_on": "test"},
+        "variants": {"init_seeds": list(range(1000))},
+    },
+}
+"""Settings of Yadav & Subbian, CHIL 2025; the hidden size 15 of phenotyping is the one their checkpoints have."""
+
+
+def seed_range(text: str) -> tuple[int, ...]:
+    """Read `A:B` (half-open) or a comma-separated list of seeds.
+
+    >>> seed_range("3:6")
+    (3, 4, 5)
+    >>> seed_range("0,7,350")
+    (0, 7, 350)
+
+    Raises:
+        SpecError: If the text is neither, or the range is empty.
+    """
+    try:
+        if ":" in text:
+            start, stop = (int(part) for part in text.split(":"))
+            seeds = tuple(range(start, stop))
+        else:
+            seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SpecError(f"seeds `{text}` cannot be read: write a half-open range like 0:1000, or 0,7,350.") from None
+    _require(len(seeds) > 0, f"the range `{text}`", "empty", "A:B with A < B")
+    return seeds
+
+
+def read_config(path: Path) -> Table:
+    """Read a TOML file of settings: the tables [cohort], [model], [train], [variants] and the keys of `RunSpec`.
+
+    Seeds may be written as "A:B".
+
+    Raises:
+        SpecError: If the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"{path} does not exist; --config wants a TOML file.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SpecError(f"{path} is not a readable TOML file: {error}.") from error
+
+
+def resolve(command_line: Table, config: Table | None = None, preset: str = "") -> RunSpec:
+    """Merge the layers of settings into one complete spec.
+
+    Args:
+        command_line: Nested as in a configuration file; only what was given.
+        config: What `read_config` returned.
+        preset: A key of `PRESETS`, or "" for none; `preset` in a layer above counts as well.
+
+    Raises:
+        SpecError: If a key or preset is unknown, or a value is of the wrong type or outside its range.
+    """
+    preset = command_line.get("preset") or (config or {}).get("preset") or preset
+    if preset and preset not in PRESETS:
+        raise SpecError(f"unknown preset `{preset}`: there are {', '.join(PRESETS)}.")
+    merged: Table = {"preset": preset}
+    for layer in (PRESETS.get(preset, {}), config or {}, command_line):
+        merged = _merge(merged, layer)
+    return from_table(merged)
+
+
+def _merge(below: Table, above: Table) -> Table:
+    both = {key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)}
+    return {**below, **above, **{key: _merge(below[key], above[key]) for key in both}}
+
+
+def to_table(spec: RunSpec) -> Table:
+    """The spec as nested plain values, for JSON; `from_table` reads it back."""
+    return dataclasses.asdict(spec)
+
+
+def from_table(table: Table) -> RunSpec:
+    """Make a spec of nested plain values (TOML, JSON).
+
+    Raises:
+        SpecError: If a key is unknown, or a value is of the wrong type or outside its range.
+    """
+    return _build(RunSpec, table, "")
+
+
+_Spec = TypeVar("_Spec")
+
+
+def _build(kind: type[_Spec], table: Table, where: str) -> _Spec:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(table) - set(hints))
+    if unknown:
+        place = f"in [{where}]" if where else "at the top"
+        raise SpecError(f"unknown setting `{unknown[0]}` {place}: there are {', '.join(sorted(hints))}.")
+    values = {key: _convert(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()}
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one plain value against a type of this module's dataclasses; lists become tuples, integers floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(cast(type[Any], hint), value, where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise SpecError(f"{where} is `{value}`, but must be one of {', '.join(map(str, arguments))}.")
+    if origin is types.UnionType:
+        return _convert(arguments[isinstance(value, list | tuple)], value, where)
+    if origin is tuple:
+        if isinstance(value, str) and where.endswith("_seeds"):
+            return seed_range(value)
+        if isinstance(value, list | tuple) and (arguments[-1] is ... or len(arguments) == len(value)):
+            return tuple(_convert(arguments[0], entry, where) for entry in value)
+    elif origin is dict and isinstance(value, dict):
+        return value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise SpecError(f"{where} is {value!r}, but must be of type {wanted}.")
