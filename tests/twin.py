@@ -35,8 +35,16 @@ class PlainAttentionLSTM(nn.Module):
 
 
 def train_one_seed(
-    seed: int, x: Tensor, y: Tensor, *, hidden: int, outputs: int = 1, epochs: int, batch_size: int,
-    over: str = "feature", dtype: torch.dtype = torch.float32,
+    seed: int,
+    x: Tensor,
+    y: Tensor,
+    *,
+    hidden: int,
+    outputs: int = 1,
+    epochs: int,
+    batch_size: int,
+    over: str = "feature",
+    dtype: torch.dtype = torch.float32,
 ) -> PlainAttentionLSTM:
     """Seed everything with `seed`, build, train, evaluating after every epoch as the paper's script does."""
     torch.manual_seed(seed)

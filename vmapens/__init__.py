@@ -1,3 +1,25 @@
-"""vmapens: many seeds of one attention model, trained as one tensor."""
+"""vmapens: many seeds of one attention model, trained as one tensor.
+
+`train(model, cohort, spec, out)` trains and writes a run directory, `open_run(path)` reads one back, `load(spec)` reads
+a cohort. They are imported when first used, because torch and polars take seconds to import.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmapens.cohort.load import load_cohort as load
+    from vmapens.run import open_run
+    from vmapens.train import train
 
 __version__ = "0.1.0"
+__all__ = ["load", "open_run", "train"]
+
+_PLACES = {"load": ("cohort.load", "load_cohort"), "open_run": ("run", "open_run"), "train": ("train", "train")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'vmapens' has no attribute {name!r}")
+    module, function = _PLACES[name]
+    return getattr(importlib.import_module(f"vmapens.{module}"), function)

@@ -1,5 +1,6 @@
 """Probabilities and attention of chosen samples under all variants, recomputed from the kept weights, as a stream."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from vmapens import arrow
 from vmapens.atomic import atomic_path
-from vmapens.cohort.load import Cohort, raw_values
+from vmapens.cohort.load import Cohort, load_cohort, raw_values
 from vmapens.ensemble import metrics
 from vmapens.ensemble.stack import Stack
 from vmapens.ensemble.step import attend, predict
 from vmapens.errors import RunError, SpecError, StackError
-from vmapens.run import Run, write_parquet
+from vmapens.nn.threads import spread_over
+from vmapens.run import Run, open_run, write_parquet
 
 _EVALUATED = ("valid", "test")
 _GROUP = 16  # variants per pass: bounds memory, changes nothing
@@ -43,7 +45,7 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
     if which == "all":
         return torch.arange(len(cohort.samples))
     if split in ("train", "valid", "test"):
-        rows = cohort.rows(split)
+        rows: Tensor = cohort.rows(split)
         if not number:
             return rows
         if not number.isdigit() or int(number) < 1:
@@ -121,7 +123,9 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     kind = cohort.task.kind
     splits = {split: cohort.rows(split) for split in _EVALUATED}
     inputs = {split: cohort.x[rows].to(device) for split, rows in splits.items()}
-    probability_type = pa.float32() if kind == "binary" else arrow.nested_type(pa.float32(), (len(cohort.task.classes),))
+    probability_type = (
+        pa.float32() if kind == "binary" else arrow.nested_type(pa.float32(), (len(cohort.task.classes),))
+    )
     names = ("variant", "sample", "split", "y", "probability")
     schema = pa.schema(list(zip(names, (pa.int32(), pa.utf8(), pa.utf8(), pa.int32(), probability_type), strict=True)))
     scores: list[pl.DataFrame] = []
@@ -174,7 +178,9 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     samples = [cohort.samples[row] for row in rows.tolist()]
     y, x = cohort.y[rows].numpy(), cohort.x[rows].to(device)
     part = max(before.values(), default=-1) + 1
-    schema = arrow.attention_schema(attention_sizes(model, cohort.x[:1]), run.manifest["model"]["outputs"], _metadata(run))
+    schema = arrow.attention_schema(
+        attention_sizes(model, cohort.x[:1]), run.manifest["model"]["outputs"], _metadata(run)
+    )
     groups = _groups(run, device)
     for start, stop in run.blocks:
         with arrow.write_attention(run.paths.attention(start, stop, part), schema) as writer:
@@ -186,7 +192,9 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     index = {**before, **dict.fromkeys(samples, part)}
     saved = torch.tensor([row for row, sample in enumerate(cohort.samples) if sample in index], dtype=torch.int64)
     _write_inputs(run, cohort, saved)
-    frame = pl.DataFrame({"sample": list(index), "part": list(index.values())}, schema={"sample": pl.String, "part": pl.Int32})
+    frame = pl.DataFrame(
+        {"sample": list(index), "part": list(index.values())}, schema={"sample": pl.String, "part": pl.Int32}
+    )
     write_parquet(run.paths.attention_index, frame)
     return samples
 
@@ -211,3 +219,22 @@ def _write_inputs(run: Run, cohort: Cohort, rows: Tensor) -> None:
         "measured": arrow.nested(cohort.observed[rows].numpy()),
     }
     arrow.write_table(run.paths.inputs, pa.table(columns))
+
+
+def attend_samples(path: Path, which: str, cohort_path: Path | None = None) -> list[str]:
+    """Add samples to the attention files of a finished run; those that are there already are left alone.
+
+    Args:
+        path: The run directory.
+        which: As in `choose_samples`.
+        cohort_path: Where the cohort is now, if not where it was.
+
+    Returns:
+        Ids of the samples written.
+    """
+    run = open_run(path)
+    spec = run.spec.cohort if cohort_path is None else replace(run.spec.cohort, path=str(cohort_path))
+    cohort = load_cohort(spec)
+    rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
+    with spread_over():
+        return write_samples(run, run.model(), cohort, rows, torch.device("cpu"))

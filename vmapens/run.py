@@ -203,6 +203,13 @@ class Run:
         assert isinstance(frame, pl.DataFrame)
         return frame
 
+    def summary(self) -> pl.DataFrame:
+        """Scores over the variants: split, metric, variants, mean, sd (of the sample), min, max."""
+        scores = self.metrics.filter(pl.col("value").is_finite()).group_by("split", "metric")
+        value = pl.col("value")
+        numbers = (pl.len().alias("variants"), value.mean().alias("mean"), value.std().fill_null(0.0).alias("sd"))
+        return scores.agg(*numbers, value.min().alias("min"), value.max().alias("max")).sort("split", "metric")
+
     def weights(self, which: str = "best", *, block: tuple[int, int] | None = None) -> Stack:
         """Parameters of all variants, or of one block.
 
@@ -262,7 +269,7 @@ class Run:
         blocks = []
         for start, stop in self.blocks:
             parts = {p: arrow.read_table(self.paths.attention(start, stop, p)) for p in {index[i] for i in ids}}
-            rows = {}
+            rows: dict[str, np.ndarray] = {}
             for table in parts.values():
                 saved = table["sample"].to_pylist()[: len(table) // (stop - start)]
                 values = arrow.to_numpy(table["attention"])
@@ -275,7 +282,9 @@ class Run:
     @cached_property
     def saved_samples(self) -> list[str]:
         """Ids of the samples whose attention is saved."""
-        return self._parquet(self.paths.attention_index)["sample"].to_list() if self.paths.attention_index.exists() else []
+        return (
+            self._parquet(self.paths.attention_index)["sample"].to_list() if self.paths.attention_index.exists() else []
+        )
 
     def _parquet(self, path: Path) -> pl.DataFrame:
         try:
@@ -312,5 +321,28 @@ def open_run(path: Path | str) -> Run:
     paths = RunPaths(Path(path))
     manifest = read_manifest(paths)
     if manifest["state"] != "done":
-        raise RunError(f"{path} is not finished (state `{manifest['state']}`): finish it with `vmapens train --resume`.")
+        raise RunError(
+            f"{path} is not finished (state `{manifest['state']}`): finish it with `vmapens train --resume`."
+        )
     return Run(paths, manifest)
+
+
+def export_variant(run: Path, variant: int, out: Path) -> None:
+    """Write the kept weights of one variant as a plain state_dict, `.pt` or `.safetensors` by the name of `out`.
+
+    Raises:
+        RunError: If there is no such variant, `out` exists, cannot be written, or has another ending.
+    """
+    if out.suffix not in (".pt", ".safetensors"):
+        raise RunError(f"{out} ends in `{out.suffix}`: name a .pt or a .safetensors file.")
+    if out.exists():
+        raise RunError(f"{out} exists already: choose another --out.")
+    tensors = open_run(run).state_dict(variant)
+    try:
+        with atomic_path(out) as temporary:
+            if out.suffix == ".pt":
+                torch.save(tensors, temporary)
+            else:
+                safetensors.torch.save_file(tensors, temporary)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written ({error.strerror}): choose another --out.") from error

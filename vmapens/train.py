@@ -30,7 +30,7 @@ from vmapens.errors import RunError, SpecError, StackError
 from vmapens.nn.factory import model_factory
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
-from vmapens.spec import CohortSpec, RunSpec, TrainSpec, to_table
+from vmapens.spec import RunSpec, TrainSpec, to_table
 
 
 class Listener(Protocol):
@@ -123,7 +123,13 @@ class Block:
 
 
 def train_epoch(
-    model: torch.nn.Module, block: Block, data: Data, spec: TrainSpec, *, epoch: int, width: int,
+    model: torch.nn.Module,
+    block: Block,
+    data: Data,
+    spec: TrainSpec,
+    *,
+    epoch: int,
+    width: int,
     on_variants: Callable[[int], None] = lambda count: None,
 ) -> pl.DataFrame:
     """Train every variant of a block for one epoch, score it, and keep its parameters if it is its best.
@@ -311,7 +317,12 @@ def train(
 
 
 def execute(
-    ready: Plan, out: Path, *, overwrite: bool = False, resume: bool = False, drop_state: bool = False,
+    ready: Plan,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    drop_state: bool = False,
     listener: Listener | None = None,
 ) -> Run:
     """Carry out a plan; see `train`."""

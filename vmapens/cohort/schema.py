@@ -20,6 +20,7 @@ FORMAT_VERSION = 1
 SERIES_FILE = "series.parquet"
 LABELS_FILE = "labels.parquet"
 INFO_FILE = "cohort.json"
+_ROW_GROUP = 1 << 18  # fixed: Polars would choose it by its number of threads, and the bytes with it
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def write_cohort(folder: Path, info: CohortInfo, series: pl.DataFrame | pl.LazyF
     rows = series.lazy().select(columns).sort("sample", "step")
     try:
         with atomic_path(folder / SERIES_FILE) as path:
-            rows.sink_parquet(path)
+            rows.sink_parquet(path, row_group_size=_ROW_GROUP)
         with atomic_path(folder / LABELS_FILE) as path:
             labels.sort("sample").write_parquet(path)
         write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")

@@ -47,8 +47,15 @@ class Needs:
 
 
 def needs(
-    spec: RunSpec, *, parameters: int, variants: int, shape: tuple[int, int, int], saved: int, evaluated: int,
-    attention_cells: int, device: torch.device,
+    spec: RunSpec,
+    *,
+    parameters: int,
+    variants: int,
+    shape: tuple[int, int, int],
+    saved: int,
+    evaluated: int,
+    attention_cells: int,
+    device: torch.device,
 ) -> Needs:
     """Estimate what a run needs and choose block and width.
 

@@ -1,6 +1,7 @@
 """Keep V variants of one module as the rows of one tensor.
 
-The stack knows names, shapes and columns. It knows nothing of optimisers (`optimizer`), data (`cohort`) or files (`run`).
+The stack knows names, shapes and columns. It knows nothing of optimisers (`optimizer`), data (`cohort`)
+or files (`run`).
 
 Axes: V variants, P parameters of one variant (each parameter starts at a multiple of 16 elements).
 Ground truth: V separate modules; `tests/test_stack.py` holds the bound.
@@ -58,9 +59,9 @@ class Stack:
     def views(self, *, trained: bool) -> dict[str, Float[Tensor, "V ..."]]:
         """The trained (or the other) parameters of all variants by name, as views of theta."""
         return {
-            column.name: self.theta[:, column.start : column.stop].unflatten(1, column.shape or (1,)).view(
-                len(self.theta), *column.shape
-            )
+            column.name: self.theta[:, column.start : column.stop]
+            .unflatten(1, column.shape or (1,))
+            .view(len(self.theta), *column.shape)
             for column in self.columns
             if column.trained == trained
         }
@@ -77,7 +78,7 @@ def columns_of(module: torch.nn.Module) -> tuple[Column, ...]:
     Raises:
         StackError: If nothing is there to train.
     """
-    tensors = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
+    tensors: list[tuple[str, Tensor, bool]] = [(name, p, p.requires_grad) for name, p in module.named_parameters()]
     tensors += [(name, b, False) for name, b in module.named_buffers() if b.is_floating_point()]
     if not any(trained for *_, trained in tensors):
         raise StackError(f"{type(module).__name__} has no parameter with requires_grad: there is nothing to train.")

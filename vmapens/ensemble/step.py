@@ -1,8 +1,8 @@
 """One training step of many variants: `vmap(grad_and_value(loss))` over the rows, then one elementwise update.
 
 This is the only `vmap` over training. It knows no model by name: a model is any module whose `forward(x [B, T, F])`
-gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Two methods are optional and
-spare work: `logits(x)`, logits alone, and `attend(x)`, attention alone.
+gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Two methods are optional
+and spare work: `logits(x)`, logits alone, and `attend(x)`, attention alone.
 
 On a CPU whatever stands around the model's own operations is computed variant by variant (`vmapens.nn.per_variant`),
 so that a built-in model's variant has the same bytes in any company.
@@ -39,11 +39,12 @@ class _Call(torch.nn.Module):
         self._method = method
 
     def forward(self, x: Tensor) -> Tensor:
+        result: Tensor
         if hasattr(self.model, self._method):
-            result: Tensor = getattr(self.model, self._method)(x)
-            return result
-        logits, attention = self.model(x)
-        return logits if self._method == "logits" else attention
+            result = getattr(self.model, self._method)(x)
+        else:
+            result = self.model(x)[self._method == "attend"]
+        return result
 
 
 def one_variant(model: torch.nn.Module, method: Literal["logits", "attend"]) -> Callable[[Parameters, Tensor], Tensor]:
@@ -126,9 +127,7 @@ def _gather(x: Float[Tensor, "N T F"], index: Int[Tensor, "V B"]) -> Float[Tenso
     return batch
 
 
-def predict(
-    model: torch.nn.Module, kind: TaskKind, stack: Stack, x: Float[Tensor, "N T F"]
-) -> Float[Tensor, "V N *C"]:
+def predict(model: torch.nn.Module, kind: TaskKind, stack: Stack, x: Float[Tensor, "N T F"]) -> Float[Tensor, "V N *C"]:
     """Probabilities under every variant, in float32: [V, N] of class 1 for a binary task, else [V, N, C]."""
     logits_of = one_variant(model, "logits")
 

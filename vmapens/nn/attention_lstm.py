@@ -85,10 +85,9 @@ class AttentionLSTM(torch.nn.Module):
         if self.attend_over == "pool":
             summary = per_variant(_pool, self.lstm(x)[0], *self._attention_layer())
         elif self.attend_over == "uniform":
-            summary = self._last_state(Inputs(x / x.shape[-1], *self._lstm_inputs(x)), Plan())
+            summary = self._last_state(x / x.shape[-1], Plan())
         else:
-            inputs = Inputs(x, *self._lstm_inputs(x), *self._attention_layer())
-            summary = self._last_state(inputs, Plan(gate_over=self.attend_over))
+            summary = self._last_state(x, Plan(gate_over=self.attend_over), *self._attention_layer())
         logits: Tensor = self.dense(summary)
         return logits
 
@@ -108,12 +107,9 @@ class AttentionLSTM(torch.nn.Module):
         layer = self.attention.attention_dense
         return layer.weight, layer.bias
 
-    def _lstm_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _last_state(self, x: Tensor, plan: Plan, *gate: Tensor) -> Tensor:
         zeros = x.new_zeros(x.shape[0], self.lstm.hidden_size)
-        return zeros, zeros, *self.lstm.weights()
-
-    def _last_state(self, inputs: Inputs, plan: Plan) -> Tensor:
-        return recurrence(inputs, plan)[1]
+        return recurrence(Inputs(x, zeros, zeros, *self.lstm.weights(), *gate), plan)[1]
 
 
 def _attend(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

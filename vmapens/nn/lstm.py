@@ -32,8 +32,20 @@ class LSTM(torch.nn.LSTM):
     (torch.Size([2, 5, 4]), torch.Size([1, 2, 4]))
     """
 
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
     def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
-        wanted = {"num_layers": 1, "bias": True, "batch_first": True, "dropout": 0.0, "bidirectional": False, "proj_size": 0}
+        wanted = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": True,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "proj_size": 0,
+        }
         for name, value in wanted.items():
             if options.get(name, value) != value:
                 raise NotImplementedError(f"vmapens.nn.LSTM has {name}={value} only, got {options[name]}.")

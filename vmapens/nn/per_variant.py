@@ -8,6 +8,7 @@ runs under `vmap` as it is.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,11 +60,19 @@ def _is_wrapped(argument: object) -> bool:
     return isinstance(argument, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(argument)
 
 
-def _stack_variants(function: Operation, in_dims: tuple[Any, ...], count: int, arguments: tuple[Any, ...]) -> Any:
-    """Apply `function` to each variant's arguments; its results (tensors or tuples of them) stacked in front."""
-    if any(map(_is_wrapped, arguments)):  # below another vmap: its rules work in the calling thread only
-        results = [function(*(a if d is None else a.select(d, v) for a, d in zip(arguments, in_dims, strict=True)))
-                   for v in range(count)]
+def _stack_variants(
+    function: Callable[..., Any], nested: Callable[..., Any], in_dims: tuple[Any, ...], count: int, arguments: Any
+) -> Any:
+    """Apply a function to each variant's arguments; its results (tensors or tuples of them) stacked in front.
+
+    `nested` is the same as an autograd Function, for arguments that another `vmap` below this one has wrapped: its rule
+    is found in the calling thread only.
+    """
+    if any(map(_is_wrapped, arguments)):
+        results: list[Any] = [
+            nested(*(a if d is None else a.select(d, v) for a, d in zip(arguments, in_dims, strict=True)))
+            for v in range(count)
+        ]
     elif any(isinstance(a, Tensor) and a.is_cuda for a in arguments):
         return torch.vmap(function, in_dims)(*arguments)
     else:
@@ -92,12 +101,12 @@ class _PerVariant(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = tuple(ctx.needs_input_grad[1:])
-        gradients = iter(_Gradient.apply(ctx.function, needed, grad, *ctx.saved_tensors))
+        gradients = iter(_Gradient.apply(ctx.function, needed, grad, *ctx.saved_tensors))  # type: ignore[no-untyped-call]
         return (None, *(next(gradients) if need else None for need in needed))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], function: Operation, *tensors: Tensor) -> tuple[Tensor, int]:
-        return _stack_variants(_bind(_PerVariant, function), in_dims[1:], info.batch_size, tensors), 0
+        return _stack_variants(function, partial(per_variant, function), in_dims[1:], info.batch_size, tensors), 0
 
 
 class _Gradient(torch.autograd.Function):
@@ -122,12 +131,6 @@ class _Gradient(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], function: Operation, needed: tuple[bool, ...], *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        gradients = _stack_variants(_bind(_Gradient, function, needed), in_dims[2:], info.batch_size, tensors)
+        plain, nested = partial(_Gradient.forward, function, needed), partial(_Gradient.apply, function, needed)
+        gradients = _stack_variants(plain, nested, in_dims[2:], info.batch_size, tensors)
         return gradients, (0,) * len(gradients)
-
-
-def _bind(function: type[torch.autograd.Function], *fixed: Any) -> Operation:
-    def call(*tensors: Tensor) -> Any:
-        return function.apply(*fixed, *tensors)
-
-    return call

@@ -60,7 +60,8 @@ class _Recurrence(torch.autograd.Function):
     def forward(plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = Inputs(*tensors)
         states, kept = choose(inputs.x.device, inputs.x.dtype).forward(inputs, plan)
-        assert states.h is not None and states.c is not None
+        assert states.h is not None
+        assert states.c is not None
         everything = states.h.new_empty(len(states.h), _NO_STATES) if states.all is None else states.all
         return everything, states.h, states.c, *kept
 

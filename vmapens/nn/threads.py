@@ -8,6 +8,8 @@ Every variant's arithmetic runs on these threads, also when there is only one of
 gradients through many steps decay into (measured: 8.5 times slower without), and the caller's thread may not.
 """
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,20 @@ def _pool(workers: int) -> ThreadPoolExecutor:
         return _pools[workers]
 
 
+def _keep_freed_memory() -> None:
+    """Ask glibc not to hand large freed buffers back to the system, which then faults their pages in again, zeroed.
+
+    A kernel's workspace is 7 MB a variant and step at small size; keeping it made a step 1.25 times as fast (measured).
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # names of malloc.h, which ctypes cannot read
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+
+
 @contextmanager
 def spread_over(workers: int | None = None) -> Iterator[None]:
     """Keep the caller's own operations on one thread and give variants `workers` threads.
@@ -45,6 +61,7 @@ def spread_over(workers: int | None = None) -> Iterator[None]:
     global _session_workers
     outer, threads = _session_workers, torch.get_num_threads()
     _session_workers = workers or outer or threads
+    _keep_freed_memory()
     torch.set_num_threads(1)
     try:
         yield

@@ -7,9 +7,8 @@ Axes: V variants, B batch, T steps, F features, H hidden; G = 4H gates in PyTorc
 Layout: the variant axis leads every tensor; a variant's own slice is contiguous or has stride 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -38,7 +37,7 @@ class Inputs(NamedTuple):
 
     def variant(self, v: int) -> "Inputs":
         """Variant v alone, its axis kept."""
-        return Inputs(*(None if tensor is None else tensor[v : v + 1] for tensor in self))
+        return Inputs(*(None if tensor is None else tensor[v : v + 1] for tensor in self))  # type: ignore[arg-type]
 
 
 class States(NamedTuple):

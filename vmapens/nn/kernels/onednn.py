@@ -49,7 +49,7 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
 def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Inputs:
     """See `Kernel.backward`."""
     needed = inputs._replace(x=inputs.x if need_x else None)  # type: ignore[arg-type]
-    out = Inputs(*(None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in needed))
+    out = Inputs(*(None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in needed))  # type: ignore[arg-type]
 
     def work(v: int) -> None:
         one = _one(inputs, v)
@@ -73,7 +73,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
 
 def _one(inputs: Inputs, v: int) -> Inputs:
     """Variant v without its axis, each tensor as if it stood alone."""
-    return Inputs(*(None if tensor is None else aligned(tensor.detach()[v]) for tensor in inputs))
+    return Inputs(*(None if tensor is None else aligned(tensor.detach()[v]) for tensor in inputs))  # type: ignore[arg-type]
 
 
 def _copy(out: tuple[Tensor | None, ...], v: int, result: tuple[Tensor | None, ...]) -> None:
@@ -114,7 +114,7 @@ def _lstm_backward(
     """Gradients of gated [T, B, F], w_ih, w_hh, b_ih, b_hh, h0, c0."""
     all_states = None if grads.all is None else grads.all.transpose(0, 1).contiguous()
     weights = (one.w_ih, one.w_hh, one.b_ih, one.b_hh)
-    shape = (False, _LSTM_MODE, one.h0.shape[-1], 1, True, True, False, [], False)
+    shape: tuple[object, ...] = (False, _LSTM_MODE, one.h0.shape[-1], 1, True, True, False, [], False)
     result: tuple[Tensor, ...] = torch.ops.aten.mkldnn_rnn_layer_backward(
         gated, *weights, one.h0, one.c0, states, states[-1], c, all_states, grads.h, grads.c, *shape, workspace
     )

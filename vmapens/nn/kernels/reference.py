@@ -39,7 +39,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
             parts[v] = _backward(inputs.variant(v), plan, own, need_x)
 
     over_variants(work, len(parts))
-    return Inputs(*map(_join, zip(*parts, strict=True)))
+    return Inputs(*map(_join, zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -58,7 +58,8 @@ def gate(inputs: Inputs, plan: Plan) -> Tensor | None:
 
 def _steps(inputs: Inputs, gated: Tensor) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, ...]]]:
     """Hidden states h_0..h_T, cell states c_0..c_T and the gates (i, f, g, o) of each step."""
-    hidden, cells, gates = [inputs.h0], [inputs.c0], []
+    hidden, cells = [inputs.h0], [inputs.c0]
+    gates: list[tuple[Tensor, ...]] = []
     projected = gated @ inputs.w_ih.mT.unsqueeze(1)
     bias = (inputs.b_ih + inputs.b_hh).unsqueeze(1)
     for t in range(gated.shape[2]):

@@ -1,0 +1,375 @@
+"""The command line: parses, calls one function of a room below, prints.
+
+Results go to standard output, everything else to standard error. Exit status: 0 done; 2 the input is wrong (one line);
+1 a fault of vmapens; 130 interrupted.
+"""
+
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vmapens import __version__
+from vmapens.errors import SpecError, VmapensError
+from vmapens.spec import PRESETS, RunSpec, Table, read_config, resolve, seed_range, to_table
+from vmapens.terminal import TrainingProgress, say, summary_lines
+
+# The rooms below import torch and polars, which takes seconds: each command imports what it needs, when it runs.
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+importers = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(importers, name="import", help="Turn data of another layout into a cohort folder.")
+
+
+class AttendOver(StrEnum):
+    """What the softmax of the built-in model runs over."""
+
+    feature = "feature"
+    time = "time"
+    pool = "pool"
+    uniform = "uniform"
+
+
+class Design(StrEnum):
+    """How init and order seeds are combined."""
+
+    paired = "paired"
+    crossed = "crossed"
+
+
+class Split(StrEnum):
+    """A split on which the kept epoch can be chosen."""
+
+    valid = "valid"
+    test = "test"
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the kernels."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
+class Unmatched(StrEnum):
+    """What becomes of samples in one table only."""
+
+    error = "error"
+    keep = "keep"
+    drop = "drop"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Train many seeds of one attention model as one tensor, and write what each attends to.
+
+    Example: vmapens demo
+    """
+    if version:
+        typer.echo(f"vmapens {__version__}")
+        raise typer.Exit
+
+
+@importers.command("physionet2012")
+def import_physionet2012(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders or archives, one or more sets.")],
+    out: Out,
+) -> None:
+    """Read PhysioNet/CinC 2012 as published: set-?/*.txt and Outcomes-?.txt, in folders or archives.
+
+    Example: vmapens import physionet2012 set-a.tar.gz Outcomes-a.txt --out cohorts/set-a
+    """
+    from vmapens.cohort.importers.physionet2012 import import_physionet2012
+
+    import_physionet2012(paths, out)
+    _describe(out)
+
+
+@importers.command("tensors")
+def import_tensors(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="A .pt pair (x and y), one .pt, or .npz.")],
+    out: Out,
+    task: Annotated[str, typer.Option(help="Name of the label column.")] = "outcome",
+    minutes_per_step: Annotated[float, typer.Option(help="Minutes between two steps.")] = 60.0,
+) -> None:
+    """Read tensors x [N, T, F] and y [N], as notebooks save them.
+
+    Example: vmapens import tensors x.pt y.pt --out cohorts/mine --minutes-per-step 5
+    """
+    from vmapens.cohort.importers.tensors import import_tensors
+
+    import_tensors(paths, out, task=task, minutes_per_step=minutes_per_step)
+    _describe(out)
+
+
+@importers.command("synthetic")
+def import_synthetic(
+    out: Out,
+    samples: Annotated[int, typer.Option(help="Stays.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Hourly steps.")] = 48,
+    features: Annotated[int, typer.Option(help="Vitals and labs.")] = 24,
+    seed: Annotated[int, typer.Option(help="Draws everything.")] = 0,
+) -> None:
+    """Make a cohort whose outcome is caused by known cells: truth.parquet and bayes.parquet say which.
+
+    Example: vmapens import synthetic --samples 2000 --seed 0 --out cohorts/synthetic
+    """
+    from vmapens.cohort.synthetic import make_synthetic
+
+    make_synthetic(out, samples=samples, steps=steps, features=features, seed=seed)
+    _describe(out)
+
+
+@app.command()
+def describe(
+    cohort: Annotated[Path, typer.Argument(help="A cohort folder or a mapping.toml.")], as_json: Json = False
+) -> None:
+    """Print samples, splits, prevalence per task and missing share per feature.
+
+    Example: vmapens describe cohorts/set-a
+    """
+    _describe(cohort, as_json)
+
+
+def _describe(cohort: Path, as_json: bool = False) -> None:
+    from vmapens.cohort.describe import describe_cohort
+
+    description = describe_cohort(cohort)
+    typer.echo(json.dumps(description.table(), ensure_ascii=False) if as_json else description.text())
+
+
+@app.command()
+def train(
+    cohort: Annotated[Path | None, typer.Argument(help="A cohort folder or a mapping.toml.")] = None,
+    task: Annotated[str | None, typer.Option(help="Label column to learn.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run directory; must not exist.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = None,
+    variants: Annotated[int | None, typer.Option(help="Seeds 0..N-1, init and order the same.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds A:B (half-open), or 0,7,350.")] = None,
+    design: Annotated[Design | None, typer.Option(help="How init and order seeds are combined.")] = None,
+    init_seeds: Annotated[str | None, typer.Option(help="A:B; seeds of the initialisation.")] = None,
+    order_seeds: Annotated[str | None, typer.Option(help="A:B; seeds of the order of the data.")] = None,
+    bootstrap_seeds: Annotated[str | None, typer.Option(help="A:B; resample the training stays.")] = None,
+    model: Annotated[str | None, typer.Option(help="attention-lstm, or package:Class of your own.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Hidden units.")] = None,
+    attend_over: Annotated[AttendOver | None, typer.Option(help="What the softmax runs over.")] = None,
+    freeze_attention: Annotated[
+        bool | None, typer.Option("--freeze-attention", help="Leave it as initialised.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 term of Adam.")] = None,
+    select_by: Annotated[str | None, typer.Option(help="Metric that chooses each variant's epoch.")] = None,
+    select_on: Annotated[Split | None, typer.Option(help="Split that chooses it; test leaks.")] = None,
+    snapshots: Annotated[str | None, typer.Option(help="Epochs whose weights are kept as well: 1,5,15.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws train, valid and test.")] = None,
+    indicators: Annotated[bool | None, typer.Option("--indicators", help="Add missing-indicator features.")] = None,
+    unmatched: Annotated[Unmatched | None, typer.Option(help="Samples in one table only.")] = None,
+    save_attention: Annotated[str | None, typer.Option(help="none, test, test:N, all or @FILE.")] = None,
+    block: Annotated[str | None, typer.Option(help="Variants per block of files: auto or N.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the kernels.")] = None,
+    drop_state: Annotated[bool, typer.Option("--drop-state", help="Keep no optimiser state.")] = False,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the finished blocks of an interrupted run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say parameters, memory and disk, then stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train many variants of one model at once and write a run directory.
+
+    Example: vmapens train cohorts/set-a --task mortality --variants 1000 --out runs/set-a
+    """
+    line: Table = {
+        "cohort": {"path": cohort and str(cohort), "task": task, "split_seed": split_seed}
+        | {"indicators": indicators, "unmatched": unmatched},
+        "model": {"name": model, "hidden": hidden, "attend_over": attend_over, "freeze_attention": freeze_attention},
+        "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+        | {"select_by": select_by, "select_on": select_on, "snapshots": snapshots and _whole_numbers(snapshots)}
+        | {"device": device, "precision": precision},
+        "variants": _variants(variants, seeds, design, init_seeds, order_seeds, bootstrap_seeds),
+        "save_attention": save_attention,
+        "block": None if block in (None, "auto") else _block(block),
+        "preset": preset,
+    }
+    spec = resolve(_given(line), read_config(config) if config else None)
+    if not spec.cohort.path or not spec.cohort.task:
+        raise SpecError("a cohort and its --task are needed: vmapens train COHORT --task mortality --out RUN.")
+    if out is None and not dry_run:
+        raise SpecError("--out is missing: name the run directory to write.")
+    _train(spec, out, drop_state=drop_state, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
+def _given(table: Table) -> Table:
+    """Only what was given on the command line; enumeration members as plain text."""
+    plain = {key: _given(value) if isinstance(value, dict) else value for key, value in table.items()}
+    plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in plain.items()}
+    return {key: value for key, value in plain.items() if value is not None and value != {}}
+
+
+def _variants(
+    count: int | None,
+    seeds: str | None = None,
+    design: Design | None = None,
+    init: str | None = None,
+    order: str | None = None,
+    bootstrap: str | None = None,
+) -> Table:
+    if sum(given is not None for given in (count, seeds, init)) > 1:
+        raise SpecError("--variants, --seeds and --init-seeds say the same thing: give one of them.")
+    if count is not None and count < 1:
+        raise SpecError(f"--variants is {count}, but must be 1 or more.")
+    inits = list(range(count)) if count is not None else seeds or init
+    return {"design": design, "init_seeds": inits, "order_seeds": order, "bootstrap_seeds": bootstrap}
+
+
+def _block(text: str | None) -> int:
+    if text is None or not text.isdigit() or int(text) < 1:
+        raise SpecError(f"--block is `{text}`, but must be auto, or a number of variants of 1 or more.")
+    return int(text)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return list(seed_range(text))
+
+
+def _train(
+    spec: RunSpec, out: Path | None, *, drop_state: bool, overwrite: bool, resume: bool, dry_run: bool, as_json: bool
+) -> None:
+    from vmapens.train import execute, plan
+
+    ready = plan(spec)
+    for warning in ready.cohort.warnings:
+        say(f"warning: {warning}")
+    if spec.train.select_on == "test":
+        say("warning: the kept epochs are chosen on the test split, as the paper did: its scores are too good.")
+    if dry_run or out is None:
+        needs = ready.needs
+        sizes = {
+            "variants": len(ready.table),
+            "parameters_per_variant": needs.parameters,
+            "blocks": len(ready.blocks),
+            "memory_mib": round(needs.memory_mib),
+            "attention_mib": round(needs.attention_mib),
+            "disk_mib": round(needs.disk_mib),
+        }
+        typer.echo(json.dumps(sizes) if as_json else "\n".join(f"{name:<24}{size}" for name, size in sizes.items()))
+        return
+    progress = TrainingProgress()
+    try:
+        run = execute(ready, out, overwrite=overwrite, resume=resume, drop_state=drop_state, listener=progress)
+    finally:
+        progress.stop()
+    summary = run.summary()
+    if as_json:
+        table = {"out": str(out), "variants": len(run.variants), "spec": to_table(spec), "summary": summary.to_dicts()}
+        typer.echo(json.dumps(table, ensure_ascii=False))
+    else:
+        typer.echo("\n".join([f"{len(run.variants)} variants in {out}", *summary_lines(summary)]))
+
+
+@app.command()
+def demo(
+    variants: Annotated[int, typer.Option(help="Seeds 0..N-1.")] = 64,
+    out: Annotated[Path, typer.Option("--out", help="The run directory; the cohort goes in OUT-cohort.")] = Path(
+        "runs/demo"
+    ),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a synthetic cohort on the spot and train 64 variants on it, in about a minute on two cores.
+
+    Example: vmapens demo --variants 64 --out runs/demo
+    """
+    import shutil
+
+    from vmapens.cohort.schema import INFO_FILE
+    from vmapens.cohort.synthetic import make_synthetic
+
+    cohort = out.with_name(f"{out.name}-cohort")
+    if overwrite and (cohort / INFO_FILE).exists():
+        shutil.rmtree(cohort)
+    make_synthetic(cohort, samples=1000, steps=48, features=24, seed=0)
+    say(f"a synthetic cohort of 1000 stays is in {cohort}")
+    line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 5}}
+    spec = resolve({**line, "variants": _given(_variants(variants))})
+    _train(spec, out, drop_state=False, overwrite=overwrite, resume=False, dry_run=False, as_json=as_json)
+
+
+@app.command()
+def attend(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    samples: Annotated[str, typer.Option(help="test, test:N, all, @FILE, or ids separated by commas.")],
+    cohort: Annotated[Path | None, typer.Option(help="Where the cohort is, if it has moved.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the attention of further samples under all variants, recomputed from the kept weights.
+
+    Example: vmapens attend runs/set-a --samples test:32
+    """
+    from vmapens.attention import attend_samples
+
+    written = attend_samples(run, samples, cohort)
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), "samples": written}))
+    else:
+        typer.echo(f"attention of {len(written)} more samples is in {run / 'attention'}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    variant: Annotated[int, typer.Option(help="Its number in the table of variants, never its seed.")],
+    out: Annotated[Path, typer.Option("--out", help="A .pt or .safetensors file; must not exist.")],
+) -> None:
+    """Write one variant as a state_dict that plain PyTorch modules load.
+
+    Example: vmapens export runs/set-a --variant 17 --out variant17.safetensors
+    """
+    from vmapens.run import export_variant
+
+    export_variant(run, variant, out)
+    typer.echo(f"variant {variant} is in {out}")
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        result: Any = app(arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except VmapensError as error:
+        say(f"error: {error}")
+        return 2
+    except typer.TyperException as error:
+        say(f"error: {' '.join(error.format_message().split())} Try `vmapens --help`.")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        command = shlex.join(["vmapens", *arguments])
+        if arguments[:1] == ["train"]:
+            resuming = command if "--resume" in arguments else f"{command} --resume"
+            say(f"interrupted; the finished blocks are kept. To go on: {resuming.replace(' --overwrite', '')}")
+        return 130

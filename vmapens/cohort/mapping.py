@@ -1,0 +1,274 @@
+'''Map any Parquet files to a cohort by column name, in a TOML file, without a copy.
+
+A complete example with every key; those marked * must be there, the others show their default or say it::
+
+    steps = 48                      # * T
+    minutes_per_step = 60           # *
+    source = "YAIB, eICU demo"      # default ""
+    licence = "ODbL 1.0"            # default ""
+    outside = "drop"                # rows before step 0 or from step T on: "error" (default) or left out and counted
+
+    [series]
+    files = ["dyn/*.parquet"]       # * paths and globs, from the folder of this file
+    layout = "wide"                 # default; one column a feature
+    sample = "stay_id"              # *
+    time = "time"                   # *
+    time_unit = "duration"          # * "duration" (a Parquet duration), "hours" (a number) or "step" (a whole number)
+    features = ["hr", "map"]        # default: every numeric column that is not used otherwise
+
+    [labels]
+    file = "outc.parquet"           # *
+    sample = "stay_id"              # *
+    group = "patient_id"            # default none: each sample stands for itself
+    split = "fold"                  # default none: drawn; train, val, validation, tuning, held_out, ... are understood
+
+    [labels.tasks.mortality]        # * one or more; or `tasks = ["label"]` under [labels]
+    column = "label"                # default: the name of the task
+    kind = "binary"                 # default: binary with two classes, else multiclass
+    classes = ["survived", "died"]  # default: the numbers; for a column of text, its sorted values
+    note = "death in the unit"      # default ""
+
+    [static]                        # default none
+    file = "sta.parquet"            # *
+    sample = "stay_id"              # *
+    columns = ["age"]               # default: every numeric column; each becomes a feature with one value for all steps
+
+    [features.hr]                   # for any feature, static ones as well
+    unit = "/min"                   # default ""
+    group = "circulation"           # default ""
+
+A long table, one measurement a row, has two more columns under [series]; `features` then lists values of the first, and
+is by default all of them, sorted::
+
+    layout = "long"
+    feature = "code"
+    value = "numeric_value"
+
+**Several measurements in one step.** A step holds the last measured value of each feature, by time; of two at the very
+same time it is the larger one, so that the order of rows never matters. With whole steps nothing says which is last: a
+wide table then may have one row per (sample, step), anything else is an error; a long table takes the larger value.
+'''
+
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from vmapens.cohort.identity import first_five
+from vmapens.cohort.parquet import collect, scan
+from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.errors import CohortError
+
+Table = dict[str, Any]
+
+_KEYS = {
+    "the file": {"steps", "minutes_per_step", "source", "licence", "outside", "series", "labels", "static", "features"},
+    "[series]": {"files", "layout", "sample", "time", "time_unit", "features", "feature", "value"},
+    "[labels]": {"file", "sample", "group", "split", "tasks"},
+    "[static]": {"file", "sample", "columns"},
+}
+_RESERVED = {"sample", "step", "time"}
+
+
+class Mapped(NamedTuple):
+    """What a mapping makes of its files, in the names of a cohort folder; `files` are those that define it."""
+
+    info: CohortInfo
+    series: pl.LazyFrame
+    labels: pl.DataFrame
+    files: tuple[Path, ...]
+    narrow: Callable[[Sequence[str]], pl.LazyFrame] | None
+
+
+def read_mapping(path: Path) -> Mapped:
+    """Read the TOML file and open what it names.
+
+    Raises:
+        CohortError: If the file is not TOML, a key is missing, unknown or of the wrong type, or a file or column that
+            it names is not there.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CohortError(f"{path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CohortError(f"{path} is not a readable TOML file: {error}.") from error
+    root = _Section(path, "the file", table)
+    steps, minutes = root.integer("steps"), root.number("minutes_per_step")
+    outside = root.choice("outside", ("error", "drop"), "error")
+    series_section, labels_section = root.section("series"), root.section("labels")
+    series_files = series_section.files("files")
+    rows, names = _series(series_section, scan(series_files), minutes)
+    dropped: dict[str, int] = {}
+    if outside == "drop":
+        inside = pl.col("step").is_between(0, steps - 1).fill_null(value=False)
+        count = collect(rows.select(n=(~inside).sum()), path).item()
+        dropped = {f"series rows outside steps 0 to {steps - 1}": int(count)}
+        rows = rows.filter(inside)
+    narrow = None
+    if "name" in rows.collect_schema():
+        narrow = _Long(rows)
+        series = narrow(names)
+    elif series_section.text("time_unit") == "step":
+        series = rows.drop("time")
+    else:
+        series = _last_of_each_step(rows, names)
+    label_files = labels_section.files("file")
+    labels, tasks = _labels(labels_section, collect(scan(label_files), path))
+    static_files: list[Path] = []
+    if "static" in table:
+        static = root.section("static")
+        static_files = static.files("file")
+        joined = _join_static(static, labels, collect(scan(static_files), path), names)
+        names += [name for name in joined.columns if name not in labels.columns]
+        labels = joined
+    info = CohortInfo(
+        steps=steps,
+        minutes_per_step=minutes,
+        features=_features(root, names),
+        tasks=tasks,
+        source=root.text("source", ""),
+        licence=root.text("licence", ""),
+        dropped=dropped,
+    )
+    return Mapped(info, series, labels, (path, *series_files, *label_files, *static_files), narrow)
+
+
+def _series(section: "_Section", raw: pl.LazyFrame, minutes: float) -> tuple[pl.LazyFrame, list[str]]:
+    """Rows with `sample`, `step`, `time` and either the features, or `name` and `value`; and the features' names."""
+    schema = raw.collect_schema()
+    sample, time = section.column("sample", schema), section.column("time", schema)
+    unit = section.choice("time_unit", ("duration", "hours", "step"))
+    kind, when = schema[time], pl.col(time)
+    fits = {"duration": kind == pl.Duration, "hours": kind.is_numeric(), "step": kind.is_integer()}[unit]
+    if not fits:
+        section.fail(f"column `{time}` is {kind}, which does not go with time_unit = `{unit}`")
+    if unit == "duration":
+        step = when.dt.total_nanoseconds() // round(minutes * 60e9)
+    elif unit == "hours":
+        # 1e-9 of a step keeps 0.7 h * 60 / 6 min from falling just short of 7.
+        step = (when.cast(pl.Float64) * 60 / minutes + 1e-9).floor()
+    else:
+        step = when
+    keys = [pl.col(sample).alias("sample"), step.cast(pl.Int32, strict=False).alias("step"), when.alias("time")]
+    if section.choice("layout", ("wide", "long"), "wide") == "long":
+        name, value = section.column("feature", schema), section.column("value", schema)
+        rows = raw.select(*keys, pl.col(name).cast(pl.String).alias("name"), _measured(value).alias("value"))
+        known = collect(rows.select("name").unique(), section.path)["name"].drop_nulls().to_list()
+    else:
+        known = [c for c, dtype in schema.items() if dtype.is_numeric() and c not in (sample, time)]
+    names = section.texts("features", sorted(known) if "value" in section.table else known)
+    if "value" not in section.table:
+        known = list(schema)
+        rows = raw.select(*keys, *(_measured(name) for name in names if name in schema))
+    absent = sorted(set(names) - set(known))
+    if absent:
+        section.fail(f"{len(absent)} features are not in the files ({first_five(absent)})")
+    clash = sorted(_RESERVED & set(names))
+    if clash:
+        section.fail(f"a feature cannot be called {', '.join(clash)}; name it otherwise in the files")
+    return rows, names
+
+
+def _measured(column: str) -> pl.Expr:
+    # NaN would win as the largest value of a step.
+    return pl.col(column).cast(pl.Float64).fill_nan(None).cast(pl.Float32)
+
+
+def _last_of_each_step(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+    # After the first grouping no two rows of a step share a time, so the second never depends on the order of rows.
+    largest = rows.group_by("sample", "step", "time").agg(pl.col(name).max() for name in names)
+    measured_at = {name: pl.when(pl.col(name).is_not_null()).then(pl.col("time")) for name in names}
+    return largest.group_by("sample", "step").agg(pl.col(name).max_by(measured_at[name]) for name in names)
+
+
+class _Long:
+    """Gathers a few features of a long table from their rows alone."""
+
+    def __init__(self, rows: pl.LazyFrame) -> None:
+        self.rows = rows
+
+    def __call__(self, features: Sequence[str]) -> pl.LazyFrame:
+        if not features:
+            return self.rows.select("sample", "step").unique()
+        value = {name: pl.when(pl.col("name") == name).then(pl.col("value")).alias(name) for name in features}
+        mine = self.rows.filter(pl.col("name").is_in(list(features)))
+        return _last_of_each_step(mine.select("sample", "step", "time", *value.values()), features)
+
+
+def _labels(section: "_Section", raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Task, ...]]:
+    schema = raw.schema
+    columns = [pl.col(section.column("sample", schema)).alias("sample")]
+    columns += [pl.col(section.column(key, schema)).alias(key) for key in ("group", "split") if key in section.table]
+    wanted = section.table.get("tasks")
+    if isinstance(wanted, list):
+        wanted = {str(name): {} for name in wanted}
+    if not isinstance(wanted, dict) or not wanted:
+        section.fail("there are no tasks, wanted [labels.tasks.NAME] or tasks = [NAME, ...]")
+    tasks: list[Task] = []
+    codes: list[pl.Series] = []
+    for name, entry in wanted.items():
+        one = _Section(section.path, f"[labels.tasks.{name}]", entry, {"column", "kind", "classes", "note"})
+        one.table.setdefault("column", name)
+        if name in {"sample", "group", "split"}:
+            one.fail(f"a task cannot be called {name}")
+        code, classes = _classes(one, raw[one.column("column", schema)])
+        kind = one.choice("kind", ("binary", "multiclass"), "binary" if len(classes) == 2 else "multiclass")
+        if kind == "binary" and len(classes) != 2:
+            one.fail(f"kind is `binary`, but there are {len(classes)} classes ({first_five(classes)})")
+        tasks.append(Task(name, "binary" if kind == "binary" else "multiclass", tuple(classes), one.text("note", "")))
+        codes.append(code.alias(name))
+    return raw.select(columns).with_columns(codes), tuple(tasks)
+
+
+def _classes(section: "_Section", values: pl.Series) -> tuple[pl.Series, list[str]]:
+    """The column as whole numbers, where it is text or truth values, and the names of the classes."""
+    if values.dtype == pl.Boolean:
+        return values.cast(pl.Int64), section.texts("classes", ["false", "true"])
+    if values.dtype.is_numeric():
+        top = values.cast(pl.Float64).fill_nan(None).max()
+        count = max(int(top) + 1 if isinstance(top, float) and 0 <= top < 1000 else 2, 2)
+        return values, section.texts("classes", [str(number) for number in range(count)])
+    text = values.cast(pl.String)
+    classes = section.texts("classes", sorted(text.drop_nulls().unique().to_list()))
+    unknown = set(text.drop_nulls().to_list()) - set(classes)
+    if unknown:
+        section.fail(f"{len(unknown)} values are none of its classes ({first_five(unknown)})")
+    return text.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes
+
+
+def _join_static(
+    section: "_Section", labels: pl.DataFrame, raw: pl.DataFrame, timed: Sequence[str]
+) -> pl.DataFrame:
+    sample = section.column("sample", raw.schema)
+    numeric = [name for name, kind in raw.schema.items() if kind.is_numeric() and name != sample]
+    names = section.texts("columns", numeric)
+    absent = [name for name in names if name not in raw.columns]
+    if absent:
+        section.fail(f"{len(absent)} columns are not in the file ({first_five(absent)})")
+    clash = [name for name in names if name in timed or name in labels.columns or name in _RESERVED]
+    if clash:
+        section.fail(f"{len(clash)} columns have a name that is taken ({first_five(clash)}); leave them out of `columns`")
+    static = raw.select(pl.col(sample).alias("sample"), *names)
+    if static["sample"].drop_nulls().is_duplicated().any():
+        twice = static.filter(pl.col("sample").is_duplicated())["sample"].cast(pl.String)
+        section.fail(f"{twice.n_unique()} samples have several rows ({first_five(twice.to_list())}), wanted one each")
+    if (static.schema["sample"] == pl.String) != (labels.schema["sample"] == pl.String):
+        section.fail(f"`{sample}` is {static.schema['sample']}, but {labels.schema['sample']} in the labels")
+    return labels.join(static.cast({"sample": labels.schema["sample"]}), on="sample", how="left")
+
+
+def _features(root: "_Section", names: Sequence[str]) -> tuple[Feature, ...]:
+    entries = root.table.get("features", {})
+    if not isinstance(entries, dict):
+        root.fail("`features` must be tables: [features.NAME]")
+    unknown = sorted(set(entries) - set(names))
+    if unknown:
+        root.fail(f"[features] describes {len(unknown)} that are not features of this cohort ({first_five(unknown)})")
+    found = []
+    for name in names:
+        entry = _Section(root.path, f"[features.{name}]", entries.get(name, {}), {"unit", "group"})
+        found.append(Feature(name, entry.text("unit", ""), entry.text("group", "")))
+    return tuple(found)

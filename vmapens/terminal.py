@@ -1,0 +1,72 @@
+"""What a person sees: lines on standard error, and a progress bar where that is a terminal."""
+
+import sys
+import time
+
+import polars as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY_SECONDS = 30
+
+
+def say(line: str) -> None:
+    """Print a line on standard error."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+class TrainingProgress:
+    """A `vmapens.train.Listener`: a bar on a terminal, else a log line every 30 seconds."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._total = self._done = 0
+        self._begun = self._last = time.monotonic()
+
+    def start(self, variant_epochs: int) -> None:
+        """Begin with this much work."""
+        self._total, self._begun = variant_epochs, time.monotonic()
+        console = Console(stderr=True)
+        if console.is_terminal and variant_epochs:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("variants x epochs {task.fields[speed]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+            self._task = self._bar.add_task("train", total=variant_epochs, speed="")
+            self._bar.start()
+
+    def advance(self, variant_epochs: int) -> None:
+        """Count finished work."""
+        self._done += variant_epochs
+        now = time.monotonic()
+        speed = self._done / max(now - self._begun, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, speed=f"{speed:.1f}/s")
+        elif now - self._last > _LINE_EVERY_SECONDS:
+            self._last = now
+            left = (self._total - self._done) / speed / 60
+            say(f"{self._done}/{self._total} variants x epochs, {speed:.1f}/s, {left:.1f} min left")
+        if self._done >= self._total:
+            self.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            say(line)
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def summary_lines(summary: pl.DataFrame) -> list[str]:
+    """A table of `Run.summary` as lines of text."""
+    width = max(len(name) for name in summary["metric"])
+    lines = [f"{'split':<6} {'metric':<{width}}   mean     sd     min     max"]
+    for split, metric, _, *values in summary.iter_rows():
+        lines.append(f"{split:<6} {metric:<{width}} " + " ".join(f"{value:7.4f}" for value in values))
+    return lines
