@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,7 @@ from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, writ
 from vmapens.spec import RunSpec, TrainSpec, to_table
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Hears how far a training is."""
 
@@ -233,7 +234,7 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     columns = columns_of(first)
     estimate = needs(
         spec,
-        parameters=columns[-1].stop,
+        parameters=sum(column.stop - column.start for column in columns),
         variants=len(table),
         shape=(cohort.x.shape[0], T, F),
         saved=len(saved),

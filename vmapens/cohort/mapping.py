@@ -1,4 +1,4 @@
-'''Map any Parquet files to a cohort by column name, in a TOML file, without a copy.
+"""Map any Parquet files to a cohort by column name, in a TOML file, without a copy.
 
 A complete example with every key; those marked * must be there, the others show their default or say it::
 
@@ -47,28 +47,25 @@ is by default all of them, sorted::
 **Several measurements in one step.** A step holds the last measured value of each feature, by time; of two at the very
 same time it is the larger one, so that the order of rows never matters. With whole steps nothing says which is last: a
 wide table then may have one row per (sample, step), anything else is an error; a long table takes the larger value.
-'''
+"""
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
 
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.parquet import collect, scan
 from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.section import Section
 from vmapens.errors import CohortError
 
-Table = dict[str, Any]
-
-_KEYS = {
-    "the file": {"steps", "minutes_per_step", "source", "licence", "outside", "series", "labels", "static", "features"},
-    "[series]": {"files", "layout", "sample", "time", "time_unit", "features", "feature", "value"},
-    "[labels]": {"file", "sample", "group", "split", "tasks"},
-    "[static]": {"file", "sample", "columns"},
-}
+_FILE = {"steps", "minutes_per_step", "source", "licence", "outside", "series", "labels", "static", "features"}
+_SERIES = {"files", "layout", "sample", "time", "time_unit", "features", "feature", "value"}
+_LABELS = {"file", "sample", "group", "split", "tasks"}
+_STATIC = {"file", "sample", "columns"}
 _RESERVED = {"sample", "step", "time"}
 
 
@@ -95,12 +92,14 @@ def read_mapping(path: Path) -> Mapped:
         raise CohortError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CohortError(f"{path} is not a readable TOML file: {error}.") from error
-    root = _Section(path, "the file", table)
-    steps, minutes = root.integer("steps"), root.number("minutes_per_step")
+    root = Section(path, "the file", table, _FILE)
+    steps, minutes = root.whole("steps"), root.positive("minutes_per_step")
     outside = root.choice("outside", ("error", "drop"), "error")
-    series_section, labels_section = root.section("series"), root.section("labels")
-    series_files = series_section.files("files")
-    rows, names = _series(series_section, scan(series_files), minutes)
+    timed, labelled = root.section("series", _SERIES), root.section("labels", _LABELS)
+    long = timed.choice("layout", ("wide", "long"), "wide") == "long"
+    series_files = timed.files("files")
+    keys = _keys(timed, scan(series_files), minutes)
+    rows, names = (_long if long else _wide)(timed, scan(series_files), keys)
     dropped: dict[str, int] = {}
     if outside == "drop":
         inside = pl.col("step").is_between(0, steps - 1).fill_null(value=False)
@@ -108,18 +107,18 @@ def read_mapping(path: Path) -> Mapped:
         dropped = {f"series rows outside steps 0 to {steps - 1}": int(count)}
         rows = rows.filter(inside)
     narrow = None
-    if "name" in rows.collect_schema():
-        narrow = _Long(rows)
+    if long:
+        narrow = _Gather(rows)
         series = narrow(names)
-    elif series_section.text("time_unit") == "step":
+    elif timed.text("time_unit") == "step":
         series = rows.drop("time")
     else:
         series = _last_of_each_step(rows, names)
-    label_files = labels_section.files("file")
-    labels, tasks = _labels(labels_section, collect(scan(label_files), path))
+    label_files = labelled.files("file")
+    labels, tasks = _labels(labelled, collect(scan(label_files), path))
     static_files: list[Path] = []
     if "static" in table:
-        static = root.section("static")
+        static = root.section("static", _STATIC)
         static_files = static.files("file")
         joined = _join_static(static, labels, collect(scan(static_files), path), names)
         names += [name for name in joined.columns if name not in labels.columns]
@@ -136,14 +135,13 @@ def read_mapping(path: Path) -> Mapped:
     return Mapped(info, series, labels, (path, *series_files, *label_files, *static_files), narrow)
 
 
-def _series(section: "_Section", raw: pl.LazyFrame, minutes: float) -> tuple[pl.LazyFrame, list[str]]:
-    """Rows with `sample`, `step`, `time` and either the features, or `name` and `value`; and the features' names."""
+def _keys(section: Section, raw: pl.LazyFrame, minutes: float) -> list[pl.Expr]:
+    """`sample`, `step` (null where it is no int32) and `time` of a row."""
     schema = raw.collect_schema()
     sample, time = section.column("sample", schema), section.column("time", schema)
     unit = section.choice("time_unit", ("duration", "hours", "step"))
     kind, when = schema[time], pl.col(time)
-    fits = {"duration": kind == pl.Duration, "hours": kind.is_numeric(), "step": kind.is_integer()}[unit]
-    if not fits:
+    if not {"duration": kind == pl.Duration, "hours": kind.is_numeric(), "step": kind.is_integer()}[unit]:
         section.fail(f"column `{time}` is {kind}, which does not go with time_unit = `{unit}`")
     if unit == "duration":
         step = when.dt.total_nanoseconds() // round(minutes * 60e9)
@@ -152,24 +150,43 @@ def _series(section: "_Section", raw: pl.LazyFrame, minutes: float) -> tuple[pl.
         step = (when.cast(pl.Float64) * 60 / minutes + 1e-9).floor()
     else:
         step = when
-    keys = [pl.col(sample).alias("sample"), step.cast(pl.Int32, strict=False).alias("step"), when.alias("time")]
-    if section.choice("layout", ("wide", "long"), "wide") == "long":
-        name, value = section.column("feature", schema), section.column("value", schema)
-        rows = raw.select(*keys, pl.col(name).cast(pl.String).alias("name"), _measured(value).alias("value"))
-        known = collect(rows.select("name").unique(), section.path)["name"].drop_nulls().to_list()
-    else:
-        known = [c for c, dtype in schema.items() if dtype.is_numeric() and c not in (sample, time)]
-    names = section.texts("features", sorted(known) if "value" in section.table else known)
-    if "value" not in section.table:
-        known = list(schema)
-        rows = raw.select(*keys, *(_measured(name) for name in names if name in schema))
-    absent = sorted(set(names) - set(known))
+    return [pl.col(sample).alias("sample"), step.cast(pl.Int32, strict=False).alias("step"), when.alias("time")]
+
+
+def _wide(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.LazyFrame, list[str]]:
+    """Rows with the keys and one column a feature; and the names of the features."""
+    schema = raw.collect_schema()
+    used = {section.text("sample"), section.text("time")}
+    numeric = [name for name, kind in schema.items() if kind.is_numeric() and name not in used]
+    names = _chosen(section, numeric, schema)
+    wrong = [
+        f"{name} is {schema[name]}" for name in names if not (schema[name].is_numeric() or schema[name] == pl.Boolean)
+    ]
+    if wrong:
+        section.fail(f"{len(wrong)} feature columns are not numbers ({first_five(wrong)})")
+    return raw.select(*keys, *(_measured(name) for name in names)), names
+
+
+def _long(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.LazyFrame, list[str]]:
+    """Rows with the keys, `name` and `value`; and the names of the features."""
+    schema = raw.collect_schema()
+    name, value = section.column("feature", schema), section.column("value", schema)
+    if not schema[value].is_numeric():
+        section.fail(f"column `{value}` is {schema[value]}, wanted numbers")
+    rows = raw.select(*keys, pl.col(name).cast(pl.String).alias("name"), _measured(value).alias("value"))
+    known = collect(rows.select("name").unique(), section.path)["name"].drop_nulls().to_list()
+    return rows, _chosen(section, sorted(known), known)
+
+
+def _chosen(section: Section, default: Sequence[str], known: Container[str]) -> list[str]:
+    names = section.texts("features", list(default))
+    absent = [name for name in names if name not in known]
     if absent:
         section.fail(f"{len(absent)} features are not in the files ({first_five(absent)})")
     clash = sorted(_RESERVED & set(names))
     if clash:
-        section.fail(f"a feature cannot be called {', '.join(clash)}; name it otherwise in the files")
-    return rows, names
+        section.fail(f"a feature cannot be called {', '.join(clash)}; choose `features` without it")
+    return names
 
 
 def _measured(column: str) -> pl.Expr:
@@ -184,7 +201,7 @@ def _last_of_each_step(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame
     return largest.group_by("sample", "step").agg(pl.col(name).max_by(measured_at[name]) for name in names)
 
 
-class _Long:
+class _Gather:
     """Gathers a few features of a long table from their rows alone."""
 
     def __init__(self, rows: pl.LazyFrame) -> None:
@@ -198,23 +215,25 @@ class _Long:
         return _last_of_each_step(mine.select("sample", "step", "time", *value.values()), features)
 
 
-def _labels(section: "_Section", raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Task, ...]]:
+def _labels(section: Section, raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Task, ...]]:
     schema = raw.schema
     columns = [pl.col(section.column("sample", schema)).alias("sample")]
     columns += [pl.col(section.column(key, schema)).alias(key) for key in ("group", "split") if key in section.table]
     wanted = section.table.get("tasks")
+    entries: dict[str, object] = {}
     if isinstance(wanted, list):
-        wanted = {str(name): {} for name in wanted}
-    if not isinstance(wanted, dict) or not wanted:
+        entries = {name: {} for name in section.texts("tasks")}
+    elif isinstance(wanted, dict):
+        entries = wanted
+    if not entries:
         section.fail("there are no tasks, wanted [labels.tasks.NAME] or tasks = [NAME, ...]")
     tasks: list[Task] = []
     codes: list[pl.Series] = []
-    for name, entry in wanted.items():
-        one = _Section(section.path, f"[labels.tasks.{name}]", entry, {"column", "kind", "classes", "note"})
-        one.table.setdefault("column", name)
+    for name, entry in entries.items():
+        one = Section(section.path, f"[labels.tasks.{name}]", entry, {"column", "kind", "classes", "note"})
         if name in {"sample", "group", "split"}:
             one.fail(f"a task cannot be called {name}")
-        code, classes = _classes(one, raw[one.column("column", schema)])
+        code, classes = _classes(one, raw[one.column("column", schema, name)])
         kind = one.choice("kind", ("binary", "multiclass"), "binary" if len(classes) == 2 else "multiclass")
         if kind == "binary" and len(classes) != 2:
             one.fail(f"kind is `binary`, but there are {len(classes)} classes ({first_five(classes)})")
@@ -223,7 +242,7 @@ def _labels(section: "_Section", raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple
     return raw.select(columns).with_columns(codes), tuple(tasks)
 
 
-def _classes(section: "_Section", values: pl.Series) -> tuple[pl.Series, list[str]]:
+def _classes(section: Section, values: pl.Series) -> tuple[pl.Series, list[str]]:
     """The column as whole numbers, where it is text or truth values, and the names of the classes."""
     if values.dtype == pl.Boolean:
         return values.cast(pl.Int64), section.texts("classes", ["false", "true"])
@@ -239,9 +258,7 @@ def _classes(section: "_Section", values: pl.Series) -> tuple[pl.Series, list[st
     return text.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes
 
 
-def _join_static(
-    section: "_Section", labels: pl.DataFrame, raw: pl.DataFrame, timed: Sequence[str]
-) -> pl.DataFrame:
+def _join_static(section: Section, labels: pl.DataFrame, raw: pl.DataFrame, timed: Sequence[str]) -> pl.DataFrame:
     sample = section.column("sample", raw.schema)
     numeric = [name for name, kind in raw.schema.items() if kind.is_numeric() and name != sample]
     names = section.texts("columns", numeric)
@@ -250,7 +267,9 @@ def _join_static(
         section.fail(f"{len(absent)} columns are not in the file ({first_five(absent)})")
     clash = [name for name in names if name in timed or name in labels.columns or name in _RESERVED]
     if clash:
-        section.fail(f"{len(clash)} columns have a name that is taken ({first_five(clash)}); leave them out of `columns`")
+        section.fail(
+            f"{len(clash)} columns have a name that is taken ({first_five(clash)}); leave them out of `columns`"
+        )
     static = raw.select(pl.col(sample).alias("sample"), *names)
     if static["sample"].drop_nulls().is_duplicated().any():
         twice = static.filter(pl.col("sample").is_duplicated())["sample"].cast(pl.String)
@@ -260,7 +279,7 @@ def _join_static(
     return labels.join(static.cast({"sample": labels.schema["sample"]}), on="sample", how="left")
 
 
-def _features(root: "_Section", names: Sequence[str]) -> tuple[Feature, ...]:
+def _features(root: Section, names: Sequence[str]) -> tuple[Feature, ...]:
     entries = root.table.get("features", {})
     if not isinstance(entries, dict):
         root.fail("`features` must be tables: [features.NAME]")
@@ -269,6 +288,6 @@ def _features(root: "_Section", names: Sequence[str]) -> tuple[Feature, ...]:
         root.fail(f"[features] describes {len(unknown)} that are not features of this cohort ({first_five(unknown)})")
     found = []
     for name in names:
-        entry = _Section(root.path, f"[features.{name}]", entries.get(name, {}), {"unit", "group"})
+        entry = Section(root.path, f"[features.{name}]", entries.get(name, {}), {"unit", "group"})
         found.append(Feature(name, entry.text("unit", ""), entry.text("group", "")))
     return tuple(found)

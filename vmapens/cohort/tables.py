@@ -13,13 +13,13 @@ from vmapens.cohort.identity import first_five
 from vmapens.cohort.mapping import read_mapping
 from vmapens.cohort.parquet import collect, fingerprint, scan
 from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, CohortInfo, read_info
+from vmapens.cohort.split import SPLITS
 from vmapens.errors import CohortError
 
-SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {
-    **{name: "train" for name in ("train", "training", "development")},
-    **{name: "valid" for name in ("valid", "val", "validation", "tuning", "dev")},
-    **{name: "test" for name in ("test", "testing", "held_out", "holdout")},
+    **dict.fromkeys(("train", "training", "development"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "tuning", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "held_out", "holdout"), "test"),
 }
 """What other people call the three splits (MEDS: train, tuning, held_out), in lower case."""
 
@@ -101,12 +101,17 @@ def _problems(info: CohortInfo, series: pl.Schema, labels: pl.Schema) -> list[st
         elif not (kind == pl.String or kind.is_integer()):
             found.append(f"`sample` of the {where} is {kind}, wanted text or whole numbers")
     if not found and (series["sample"] == pl.String) != (labels["sample"] == pl.String):
-        found.append(f"`sample` is {series['sample']} in the series but {labels['sample']} in the labels, wanted one type")
+        found.append(
+            f"`sample` is {series['sample']} in the series but {labels['sample']} in the labels, wanted one type"
+        )
     if "step" not in series:
         found.append("the series have no column `step`")
     elif not series["step"].is_integer():
         found.append(f"`step` is {series['step']}, wanted whole numbers")
     places = {f.name: series.get(f.name, labels.get(f.name)) for f in info.features}
+    reserved = sorted({"sample", "step"} & places.keys())
+    if reserved:
+        found.append(f"a feature cannot be called {', '.join(reserved)}")
     missing = [name for name, kind in places.items() if kind is None]
     if missing:
         found.append(f"{len(missing)} of {len(places)} features have no column ({first_five(missing)})")
@@ -128,9 +133,7 @@ def _is_number(kind: pl.DataType) -> bool:
 
 
 def _normal_labels(labels: pl.DataFrame, source: Path) -> pl.DataFrame:
-    labels = labels.with_columns(
-        pl.col("sample").cast(pl.String if labels.schema["sample"] == pl.String else pl.Int64)
-    )
+    labels = labels.with_columns(pl.col("sample").cast(pl.String if labels.schema["sample"] == pl.String else pl.Int64))
     nulls = labels["sample"].null_count()
     if nulls:
         raise CohortError(f"{source}: {nulls} rows of the labels have no `sample`; give each row its id.")

@@ -57,7 +57,7 @@ class _Recurrence(torch.autograd.Function):
     """(plan, *inputs) -> (states or a placeholder, h, c, *kept)."""
 
     @staticmethod
-    def forward(plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(plan: Plan, *tensors: Any) -> tuple[Tensor, ...]:
         inputs = Inputs(*tensors)
         states, kept = choose(inputs.x.device, inputs.x.dtype).forward(inputs, plan)
         assert states.h is not None
@@ -83,7 +83,7 @@ class _Recurrence(torch.autograd.Function):
         return (None, *(next(present) if need else None for need in needed))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, *tensors: Any) -> Any:
         folded = _fold(tensors, in_dims[1:], info.batch_size)
         states, h, c, *kept = _Recurrence.apply(plan, *folded)  # type: ignore[no-untyped-call]
         results = (_unfold(states, info.batch_size), _unfold(h, info.batch_size), _unfold(c, info.batch_size))
@@ -94,7 +94,7 @@ class _Gradient(torch.autograd.Function):
     """(plan, need_x, three gradients of states, inputs, kept) -> the gradients of the inputs that are there."""
 
     @staticmethod
-    def forward(plan: Plan, need_x: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(plan: Plan, need_x: bool, *tensors: Any) -> tuple[Tensor, ...]:
         grads, inputs = States(*tensors[:3]), Inputs(*tensors[3:12])
         kernel = choose(inputs.x.device, inputs.x.dtype)
         gradients = kernel.backward(inputs, plan, grads, tensors[12:], need_x)
@@ -109,7 +109,7 @@ class _Gradient(torch.autograd.Function):
         raise NotImplementedError("the fused LSTM is differentiable once; use torch.nn.LSTM for second derivatives.")
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, need_x: bool, *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, need_x: bool, *tensors: Any) -> Any:
         fixed, size = 3 + len(Inputs._fields), info.batch_size
         folded = _fold(tensors[:fixed], in_dims[2 : 2 + fixed], size)
         # What was kept is one tensor per variant. It fits if the forward was under this vmap; a vmap over the

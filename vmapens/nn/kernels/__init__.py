@@ -10,7 +10,7 @@ Layout: the variant axis leads every tensor; a variant's own slice is contiguous
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,7 +37,21 @@ class Inputs(NamedTuple):
 
     def variant(self, v: int) -> "Inputs":
         """Variant v alone, its axis kept."""
-        return Inputs(*(None if tensor is None else tensor[v : v + 1] for tensor in self))  # type: ignore[arg-type]
+        return Inputs(*(tensor[v : v + 1] for tensor in self if tensor is not None))
+
+
+class Gradients(NamedTuple):
+    """Gradients of `Inputs`, field by field; None where one was not asked for, or the input is absent."""
+
+    x: Tensor | None
+    h0: Tensor
+    c0: Tensor
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor
+    b_hh: Tensor
+    gate_weight: Tensor | None
+    gate_bias: Tensor | None
 
 
 class States(NamedTuple):
@@ -66,6 +80,7 @@ class Plan:
     keep: bool = False
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """The interface that the kernel modules share."""
 
@@ -73,7 +88,7 @@ class Kernel(Protocol):
         """Compute the states, and, if `plan.keep`, tensors for the backward in a layout of the kernel's own."""
         ...
 
-    def backward(self, inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Inputs:
+    def backward(self, inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
         """Compute the gradient of each input; of x only if it is needed, else None in its place."""
         ...
 

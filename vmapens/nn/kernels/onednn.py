@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmapens.nn.kernels import Inputs, Plan, States
+from vmapens.nn.kernels import Gradients, Inputs, Plan, States
 from vmapens.nn.per_variant import aligned
 from vmapens.nn.threads import over_variants
 
@@ -46,10 +46,10 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     return out, [tensor for entry in kept for tensor in entry]
 
 
-def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Inputs:
+def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     """See `Kernel.backward`."""
-    needed = inputs._replace(x=inputs.x if need_x else None)  # type: ignore[arg-type]
-    out = Inputs(*(None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in needed))  # type: ignore[arg-type]
+    wanted: tuple[Tensor | None, ...] = inputs if need_x else (None, *inputs[1:])
+    out = Gradients(*(None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in wanted))  # type: ignore[arg-type]
 
     def work(v: int) -> None:
         one = _one(inputs, v)
@@ -65,7 +65,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
         with torch.no_grad():
             d_gated, d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_h0, d_c0 = _lstm_backward(gated, one, states, c, workspace, own)
             d_x, d_gate_weight, d_gate_bias = _gate_backward(one, plan, weights, d_gated.transpose(0, 1), need_x)
-            _copy(out, v, Inputs(d_x, d_h0, d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_gate_weight, d_gate_bias))  # type: ignore[arg-type]
+            _copy(out, v, (d_x, d_h0, d_c0, d_w_ih, d_w_hh, d_b_ih, d_b_hh, d_gate_weight, d_gate_bias))
 
     over_variants(work, len(inputs.x))
     return out
@@ -73,7 +73,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
 
 def _one(inputs: Inputs, v: int) -> Inputs:
     """Variant v without its axis, each tensor as if it stood alone."""
-    return Inputs(*(None if tensor is None else aligned(tensor.detach()[v]) for tensor in inputs))  # type: ignore[arg-type]
+    return Inputs(*(aligned(tensor.detach()[v]) for tensor in inputs if tensor is not None))
 
 
 def _copy(out: tuple[Tensor | None, ...], v: int, result: tuple[Tensor | None, ...]) -> None:
@@ -100,12 +100,12 @@ def _gated_steps(one: Inputs, weights: Tensor) -> Tensor:
 
 
 def _lstm(gated: Tensor, one: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """States [T, B, H], last h and c [B, H], and the workspace (None where gradients are off)."""
+    """States [T, B, H], last h and c [B, H], and the workspace (empty where gradients are off)."""
     weights = (one.w_ih, one.w_hh, one.b_ih, one.b_hh)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.aten.mkldnn_rnn_layer(
+    states, h, c, workspace = torch.ops.aten.mkldnn_rnn_layer(
         gated, *weights, one.h0, one.c0, False, [], _LSTM_MODE, one.h0.shape[-1], 1, True, False, False, True
     )
-    return result
+    return states, h, c, states.new_empty(0) if workspace is None else workspace
 
 
 def _lstm_backward(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vmapens.nn.kernels import Inputs, Plan, States
+from vmapens.nn.kernels import Gradients, Inputs, Plan, States
 from vmapens.nn.threads import over_variants
 
 
@@ -27,19 +27,20 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     return States(*map(_join, zip(*parts, strict=True))), []
 
 
-def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Inputs:
+def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     """See `Kernel.backward`."""
     if inputs.x.is_cuda:
         return _backward(inputs, plan, grads, need_x)
-    parts: list[Inputs] = [inputs] * len(inputs.x)
+    parts: dict[int, Gradients] = {}
 
     def work(v: int) -> None:
         with torch.no_grad():
             own = States(*(None if grad is None else grad[v : v + 1] for grad in grads))
             parts[v] = _backward(inputs.variant(v), plan, own, need_x)
 
-    over_variants(work, len(parts))
-    return Inputs(*map(_join, zip(*parts, strict=True)))  # type: ignore[arg-type]
+    over_variants(work, len(inputs.x))
+    in_order = [parts[v] for v in range(len(inputs.x))]
+    return Gradients(*map(_join, zip(*in_order, strict=True)))  # type: ignore[arg-type]
 
 
 def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -77,7 +78,7 @@ def _forward(inputs: Inputs, plan: Plan) -> States:
     return States(torch.stack(hidden[1:], dim=2) if plan.all_states else None, hidden[-1], cells[-1])
 
 
-def _backward(inputs: Inputs, plan: Plan, grads: States, need_x: bool) -> Inputs:
+def _backward(inputs: Inputs, plan: Plan, grads: States, need_x: bool) -> Gradients:
     x, weights = inputs.x, gate(inputs, plan)
     gated = x if weights is None else x * weights
     hidden, cells, gates = _steps(inputs, gated)
@@ -114,4 +115,4 @@ def _backward(inputs: Inputs, plan: Plan, grads: States, need_x: bool) -> Inputs
         d_gate_bias = d_scores.flatten(1, 2).sum(dim=1)
         d_rows = d_scores @ inputs.gate_weight.unsqueeze(1)
         d_x = d_x + (d_rows if plan.gate_over == "feature" else d_rows.mT)
-    return Inputs(d_x if need_x else None, dh, dc, d_w_ih, d_w_hh, d_bias, d_bias, d_gate_weight, d_gate_bias)  # type: ignore[arg-type]
+    return Gradients(d_x if need_x else None, dh, dc, d_w_ih, d_w_hh, d_bias, d_bias, d_gate_weight, d_gate_bias)

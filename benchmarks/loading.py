@@ -1,0 +1,108 @@
+"""How much memory and time loading a cohort takes, measured in a process of its own.
+
+The cohort is written by one subprocess, as a stream, and loaded by another, so that neither the writer's memory nor
+this process counts. Growth is the peak of the resident set during `load_cohort` over the resident set after imports.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_SHARE_MISSING = 0.3
+
+
+def measure(samples: int = 5000, steps: int = 288, features: int = 231) -> dict[str, float]:
+    """Write a cohort with 30 % of its cells missing, load it, report.
+
+    Returns:
+        `tensor_mib` (x alone), `growth_mib` (peak over baseline), `ratio` (of the two), `seconds`, `file_mib`, and the
+        three sizes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _run("make", folder, str(samples), str(steps), str(features))
+        found: dict[str, float] = json.loads(_run("load", folder))
+    return {"samples": samples, "steps": steps, "features": features, **found}
+
+
+def make(folder: Path, samples: int, steps: int, features: int) -> None:
+    """Write the cohort, 50 samples at a time."""
+    import numpy as np
+    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from vmapens.cohort.schema import SERIES_FILE, CohortInfo, Feature, Task, write_cohort
+
+    names = [f"f{number:03d}" for number in range(features)]
+    info = CohortInfo(steps, 5.0, tuple(Feature(n) for n in names), (Task("y", "binary", ("0", "1")),), "made", "none")
+    empty = pl.DataFrame({"sample": [], "step": []} | {n: [] for n in names}, schema_overrides={"sample": pl.String})
+    ids = [f"stay-{number}" for number in range(samples)]
+    write_cohort(
+        folder, info, empty, pl.DataFrame({"sample": ids, "y": [number % 5 == 0 for number in range(samples)]})
+    )
+    kinds = [("sample", pa.string()), ("step", pa.int32()), *((name, pa.float32()) for name in names)]
+    generator = np.random.default_rng(0)
+    with pq.ParquetWriter(folder / SERIES_FILE, pa.schema(kinds)) as writer:
+        for start in range(0, samples, 50):
+            some = ids[start : start + 50]
+            values = generator.standard_normal((features, len(some) * steps), dtype=np.float32)
+            missing = generator.random(values.shape, dtype=np.float32) < _SHARE_MISSING
+            columns = [pa.array(row, mask=gap) for row, gap in zip(values, missing, strict=True)]
+            keys = [pa.array(np.repeat(some, steps)), pa.array(np.tile(np.arange(steps, dtype=np.int32), len(some)))]
+            writer.write_table(pa.table([*keys, *columns], schema=writer.schema))
+
+
+def load(folder: Path) -> dict[str, float]:
+    """Load the cohort and look at this process."""
+    from vmapens.cohort.load import load_cohort
+    from vmapens.cohort.schema import SERIES_FILE
+    from vmapens.spec import CohortSpec
+
+    # Writing 5 makes the kernel forget the peak of the imports.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _status("VmRSS")
+    start = time.perf_counter()
+    cohort = load_cohort(CohortSpec(path=str(folder), task="y"))
+    seconds = time.perf_counter() - start
+    growth = _status("VmHWM") - before
+    tensor = cohort.x.nbytes / 2**20
+    file_mib = (folder / SERIES_FILE).stat().st_size / 2**20
+    return {
+        "tensor_mib": round(tensor, 1),
+        "growth_mib": round(growth, 1),
+        "ratio": round(growth / tensor, 3),
+        "seconds": round(seconds, 1),
+        "file_mib": round(file_mib, 1),
+    }
+
+
+def main() -> None:
+    """Print one line of JSON at the size of the paper."""
+    sys.stdout.write(json.dumps(measure()) + "\n")
+
+
+def _status(key: str) -> float:
+    """A line of /proc/self/status (Linux) in MiB."""
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"no {key} in /proc/self/status: this measurement needs Linux")
+    return int(found[1]) / 1024
+
+
+def _run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "benchmarks.loading", *arguments]
+    root = Path(__file__).parent.parent
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root).stdout
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["make"]:
+        make(Path(sys.argv[2]), *(int(size) for size in sys.argv[3:6]))
+    elif sys.argv[1:2] == ["load"]:
+        sys.stdout.write(json.dumps(load(Path(sys.argv[2]))))
+    else:
+        main()

@@ -1,0 +1,189 @@
+"""The proof: a variant is the model that a plain sequential script trains, and the same bytes in any company."""
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twin import PlainAttentionLSTM, train_one_seed
+
+from vmapens.cohort.importers.physionet2012 import import_physionet2012
+from vmapens.cohort.load import load_cohort
+from vmapens.ensemble.seeds import construct, orders, variant_table
+from vmapens.ensemble.stack import stack_modules
+from vmapens.ensemble.step import attend, predict
+from vmapens.nn import AttentionLSTM
+from vmapens.nn.kernels import use_kernel
+from vmapens.nn.threads import spread_over
+from vmapens.spec import CohortSpec, TrainSpec, VariantSpec
+from vmapens.train import Block, Data, train_epoch
+
+# float64: another order of sums (seen: 1e-15). float32: two epochs of rounding at 6e-8 each (seen: 3e-7).
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+KERNELS = [("reference", torch.float64), ("reference", torch.float32), ("onednn", torch.float32)]
+
+
+def made_data(samples, steps, features, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, steps, features, generator=generator)
+    return x, (torch.rand(samples, generator=generator) < 0.3).long()
+
+
+def train_ensemble(
+    seeds, x, y, *, hidden, epochs, batch_size=64, width=None, workers=None, dtype=torch.float32, outputs=1,
+    over="feature", settings_of=None, nan_in=None,
+):  # fmt: skip
+    """Train the seeds as one block; gives the block, predictions and attention of the first samples."""
+    kind = "binary" if outputs == 1 else "multiclass"
+
+    def factory():
+        return AttentionLSTM(x.shape[2], x.shape[1], outputs, hidden=hidden, attend_over=over)
+
+    spec = TrainSpec(epochs=epochs, batch_size=batch_size, **(settings_of or {}))
+    table = variant_table(VariantSpec(init_seeds=tuple(seeds)), spec)
+    stack = stack_modules((construct(factory, seed)[0] for seed in seeds), len(seeds), dtype)
+    if nan_in is not None:
+        stack.theta[nan_in, 0] = torch.nan
+    x = x.to(dtype)
+    data = Data(kind, x, y, x[:50], y[:50], x[:50], y[:50])
+    block = Block.start(stack, table, list(orders(factory, table, len(x))))
+    model = factory().to(dtype)
+    history = []
+    with spread_over(workers):
+        for epoch in range(1, epochs + 1):
+            history.append(train_epoch(model, block, data, spec, epoch=epoch, width=width or len(seeds)))
+        probability, attention = predict(model, kind, block.stack, x[:70]), attend(model, block.stack, x[:5])
+    return block, probability, attention, pl.concat(history)
+
+
+def largest_difference(block, row, plain):
+    own = block.stack.state_dict(row)
+    assert own.keys() == plain.state_dict().keys()
+    return max((own[name] - value).abs().max().item() for name, value in plain.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def physionet(shared_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("physionet") / "set-a"
+    import_physionet2012([shared_data / "physionet2012-set-a.tar.xz"], folder)
+    cohort = load_cohort(CohortSpec(path=str(folder), task="mortality"))
+    rows = cohort.rows("train")[:300]
+    return cohort.x[rows], cohort.y[rows]
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), KERNELS)
+def test_a_variant_is_the_model_of_the_sequential_script_on_real_patients(physionet, kernel, dtype):
+    x, y = physionet
+    seeds = (0, 1, 7)
+    with use_kernel(kernel):
+        block, *_ = train_ensemble(seeds, x, y, hidden=32, epochs=2, dtype=dtype)
+    for row, seed in enumerate(seeds):
+        plain = train_one_seed(seed, x, y, hidden=32, epochs=2, batch_size=64, dtype=dtype)
+        assert largest_difference(block, row, plain) <= TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "dtype"), KERNELS)
+def test_a_variant_is_the_model_of_the_sequential_script_at_the_papers_shape(kernel, dtype):
+    x, y = made_data(130, 288, 231)
+    with use_kernel(kernel):
+        block, *_ = train_ensemble((0, 1), x, y, hidden=128, epochs=1, dtype=dtype)
+    for row, seed in enumerate((0, 1)):
+        plain = train_one_seed(seed, x, y, hidden=128, epochs=1, batch_size=64, dtype=dtype)
+        assert largest_difference(block, row, plain) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(("over", "outputs"), [("time", 1), ("feature", 4), ("time", 3)])
+def test_time_attention_and_several_classes_follow_the_script_too(over, outputs):
+    x, y = made_data(90, 12, 7)
+    y = (torch.arange(90) * 7) % outputs if outputs > 1 else y
+    with use_kernel("reference"):
+        block, *_ = train_ensemble((0, 3), x, y, hidden=5, epochs=2, dtype=torch.float64, over=over, outputs=outputs)
+    for row, seed in enumerate((0, 3)):
+        options = {"hidden": 5, "epochs": 2, "batch_size": 64, "over": over, "outputs": outputs}
+        plain = train_one_seed(seed, x, y, dtype=torch.float64, **options)
+        assert largest_difference(block, row, plain) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+def test_company_block_width_and_threads_change_no_byte(physionet, kernel):
+    x, y = physionet
+    options = {"hidden": 32, "epochs": 2}
+    with use_kernel(kernel):
+        alone = {s: train_ensemble((s,), x, y, workers=1, **options) for s in (0, 1, 7)}
+        for seeds, width, workers in [
+            ((0, 1, 7), 3, 2),
+            ((5, 7, 2, 1, 3, 0, 4, 6), 8, 2),
+            ((5, 7, 2, 1, 3, 0, 4, 6), 3, 3),
+        ]:
+            together = train_ensemble(seeds, x, y, width=width, workers=workers, **options)
+            for seed, (block, probability, attention, history) in alone.items():
+                row = seeds.index(seed)
+                assert torch.equal(together[0].stack.theta[row], block.stack.theta[0])
+                assert torch.equal(together[0].best.theta[row], block.best.theta[0])
+                assert torch.equal(together[0].state.second[row], block.state.second[0])
+                assert torch.equal(together[1][row], probability[0])
+                assert torch.equal(together[2][row], attention[0])
+                assert together[3][row :: len(seeds)].equals(history)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seeds=st.lists(st.integers(0, 30), min_size=1, max_size=7, unique=True),
+    width=st.integers(1, 7),
+    workers=st.integers(1, 3),
+    batch_size=st.integers(1, 17),
+    over=st.sampled_from(["feature", "time", "pool", "uniform"]),
+    steps=st.integers(1, 6),
+    features=st.integers(1, 5),
+)
+def test_any_arrangement_of_odd_sizes_changes_no_byte(seeds, width, workers, batch_size, over, steps, features):
+    x, y = made_data(23, steps, features)
+    options = {"hidden": 3, "epochs": 1, "batch_size": batch_size, "over": over}
+    block, probability, attention, _ = train_ensemble(seeds, x, y, width=width, workers=workers, **options)
+    for row, seed in enumerate(seeds):
+        alone = train_ensemble((seed,), x, y, **options)
+        assert torch.equal(block.stack.theta[row], alone[0].stack.theta[0])
+        assert torch.equal(probability[row], alone[1][0])
+        assert torch.equal(attention[row], alone[2][0])
+
+
+@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+def test_nan_in_one_variant_leaves_all_others_bit_identical(kernel):
+    x, y = made_data(70, 6, 5)
+    with use_kernel(kernel):
+        good = train_ensemble((0, 1, 2), x, y, hidden=4, epochs=2)
+        bad = train_ensemble((0, 1, 2), x, y, hidden=4, epochs=2, nan_in=1)
+    assert not torch.isfinite(bad[0].stack.theta[1]).all()
+    assert bad[0].kept_epoch[1] == 0
+    for row in (0, 2):
+        assert torch.equal(good[0].stack.theta[row], bad[0].stack.theta[row])
+        assert torch.equal(good[1][row], bad[1][row])
+
+
+def test_other_learning_rates_beside_it_change_no_byte():
+    x, y = made_data(70, 6, 5)
+    same = train_ensemble((0, 1), x, y, hidden=4, epochs=2)
+    other = train_ensemble(
+        (0, 1), x, y, hidden=4, epochs=2, settings_of={"lr": (5e-4, 1e-1), "weight_decay": (1e-6, 0.1)}
+    )
+    assert torch.equal(same[0].stack.theta[0], other[0].stack.theta[0])
+    assert not torch.equal(same[0].stack.theta[1], other[0].stack.theta[1])
+
+
+def test_the_earliest_of_equal_epochs_is_kept():
+    x, y = made_data(70, 6, 5)
+    block, *_, history = train_ensemble((0, 1), x, y, hidden=4, epochs=4)
+    for row in (0, 1):
+        scores = history["valid_auroc"][row::2].to_list()
+        assert block.kept_epoch[row] == scores.index(max(scores)) + 1
+
+
+def test_predictions_equal_the_plain_modules_probabilities():
+    x, y = made_data(300, 6, 5)
+    block, probability, attention, _ = train_ensemble((3,), x, y, hidden=4, epochs=1)
+    plain = PlainAttentionLSTM(5, 6, 4, 1)
+    plain.load_state_dict(block.stack.state_dict(0))
+    with torch.no_grad():
+        assert (torch.sigmoid(plain(x[:70]))[:, 0] - probability[0]).abs().max() < 1e-6
+        assert (plain.attend(x[:5]) - attention[0]).abs().max() < 1e-6
