@@ -4,12 +4,14 @@ The cohort is written by one subprocess, as a stream, and loaded by another, so 
 this process counts. Growth is the peak of the resident set during `load_cohort` over the resident set after imports.
 """
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 _SHARE_MISSING = 0.3
@@ -80,9 +82,14 @@ def load(folder: Path) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Print one line of JSON at the size of the paper."""
-    sys.stdout.write(json.dumps(measure()) + "\n")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the result of `measure` as one line of JSON to the standard output."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks run load", description=__doc__)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=288)
+    parser.add_argument("--features", type=int, default=231)
+    options = parser.parse_args(arguments)
+    sys.stdout.write(json.dumps({"benchmark": "load", **measure(**vars(options))}) + "\n")
 
 
 def _status(key: str) -> float:

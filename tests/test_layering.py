@@ -17,7 +17,7 @@ ROOMS = [
     "arrow",
     "run",
     "attention",
-    "train",
+    "training",
     "terminal",
     "cli",
 ]
@@ -57,7 +57,7 @@ def test_a_room_imports_only_from_rooms_above_it(path):
 
 def test_the_test_can_fail():
     assert violations("nn", "from vmapens.run import open_run") == ["run"]
-    assert violations("cohort", "def f():\n    import vmapens.train") == ["train"]
+    assert violations("cohort", "def f():\n    import vmapens.training") == ["training"]
     assert violations("cohort", "from vmapens import arrow") == ["arrow"]
 
 

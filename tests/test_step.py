@@ -16,7 +16,7 @@ from vmapens.nn import AttentionLSTM
 from vmapens.nn.kernels import use_kernel
 from vmapens.nn.threads import spread_over
 from vmapens.spec import CohortSpec, TrainSpec, VariantSpec
-from vmapens.train import Block, Data, train_epoch
+from vmapens.training import Block, Data, train_epoch
 
 # float64: another order of sums (seen: 1e-15). float32: two epochs of rounding at 6e-8 each (seen: 3e-7).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmapens.cohort.load import load_cohort as load
     from vmapens.run import open_run
-    from vmapens.train import train
+    from vmapens.training import train
 
 __version__ = "0.1.0"
 __all__ = ["load", "open_run", "train"]
 
-_PLACES = {"load": ("cohort.load", "load_cohort"), "open_run": ("run", "open_run"), "train": ("train", "train")}
+_PLACES = {"load": ("cohort.load", "load_cohort"), "open_run": ("run", "open_run"), "train": ("training", "train")}
 
 
 def __getattr__(name: str) -> Any:

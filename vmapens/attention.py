@@ -121,8 +121,11 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     Every metric is computed from the float32 probabilities that are written.
     """
     kind = cohort.task.kind
-    splits = {split: cohort.rows(split) for split in _EVALUATED}
-    inputs = {split: cohort.x[rows].to(device) for split, rows in splits.items()}
+    rows = {split: cohort.rows(split) for split in _EVALUATED}
+    y = {split: cohort.y[own].numpy() for split, own in rows.items()}
+    samples = [cohort.samples[row] for own in rows.values() for row in own.tolist()]
+    splits = [split for split, own in rows.items() for _ in range(len(own))]
+    labels = np.concatenate(list(y.values())).astype(np.int32)
     probability_type = (
         pa.float32() if kind == "binary" else arrow.nested_type(pa.float32(), (len(cohort.task.classes),))
     )
@@ -131,25 +134,26 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     scores: list[pl.DataFrame] = []
     with atomic_path(run.paths.predictions) as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for _, first, stack in _groups(run, device):
-            variants = np.arange(first, first + len(stack.theta), dtype=np.int32)
-            for split, rows in splits.items():
-                y = cohort.y[rows].numpy()
-                probability = predict(model, kind, stack, inputs[split]).cpu().numpy()
-                count = len(variants)
-                columns = [
-                    pa.array(np.repeat(variants, len(rows))),
-                    pa.array([cohort.samples[row] for row in rows.tolist()] * count, pa.utf8()),
-                    pa.array([split] * (len(rows) * count)),
-                    pa.array(np.tile(y.astype(np.int32), count)),
-                    arrow.nested(probability.reshape(-1, *probability.shape[2:])),
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-                scores += [
-                    pl.DataFrame({"variant": variants, "value": metrics.score(name, y, probability)}).select(
-                        "variant", pl.lit(split).alias("split"), pl.lit(name).alias("metric"), "value"
-                    )
-                    for name in metrics.metrics_for(kind)
-                ]
+            count = len(stack.theta)
+            variants = np.arange(first, first + count, dtype=np.int32)
+            predicted = {split: predict(model, kind, stack, cohort.x[own].to(device)) for split, own in rows.items()}
+            probability = {split: tensor.cpu().numpy() for split, tensor in predicted.items()}
+            together = np.concatenate(list(probability.values()), axis=1)
+            columns = [
+                pa.array(np.repeat(variants, len(samples))),
+                pa.array(samples * count, pa.utf8()),
+                pa.array(splits * count),
+                pa.array(np.tile(labels, count)),
+                arrow.nested(together.reshape(-1, *together.shape[2:])),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            scores += [
+                pl.DataFrame({"variant": variants, "value": metrics.score(name, y[split], probability[split])}).select(
+                    "variant", pl.lit(split).alias("split"), pl.lit(name).alias("metric"), "value"
+                )
+                for split in rows
+                for name in metrics.metrics_for(kind)
+            ]
     write_parquet(run.paths.metrics, pl.concat(scores).sort("variant", "split", "metric"))
 
 

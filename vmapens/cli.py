@@ -256,7 +256,7 @@ def _whole_numbers(text: str) -> list[int]:
 def _train(
     spec: RunSpec, out: Path | None, *, drop_state: bool, overwrite: bool, resume: bool, dry_run: bool, as_json: bool
 ) -> None:
-    from vmapens.train import execute, plan
+    from vmapens.training import execute, plan
 
     ready = plan(spec)
     for warning in ready.cohort.warnings:

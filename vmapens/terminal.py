@@ -17,7 +17,7 @@ def say(line: str) -> None:
 
 
 class TrainingProgress:
-    """A `vmapens.train.Listener`: a bar on a terminal, else a log line every 30 seconds."""
+    """A `vmapens.training.Listener`: a bar on a terminal, else a log line every 30 seconds."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None

@@ -166,7 +166,7 @@ def _tasks(tables: Tables) -> pl.DataFrame:
         counts = [int((values == code).sum()) for code in range(len(task.classes))]
         prevalence = counts[1] / len(values) if task.kind == "binary" and len(values) and len(counts) == 2 else None
         rows.append((task.name, task.kind, len(values), list(task.classes), counts, prevalence))
-    schema = {
+    schema: dict[str, pl.DataType | type[pl.DataType]] = {
         "task": pl.String,
         "kind": pl.String,
         "labelled": pl.Int64,

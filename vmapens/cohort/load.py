@@ -1,7 +1,7 @@
 """From a cohort to the tensors of one task: read, match, split, fill, scale.
 
 `x` is allocated once and everything after happens in place; at paper size (5,000 x 288 x 231) the process grows by well
-under 2.5 times the tensor (`python -m benchmarks loading`).
+under 2.5 times the tensor (`python -m benchmarks run load`).
 """
 
 from collections.abc import Sequence

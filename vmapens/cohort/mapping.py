@@ -57,7 +57,7 @@ from typing import NamedTuple
 import polars as pl
 
 from vmapens.cohort.identity import first_five
-from vmapens.cohort.parquet import collect, scan
+from vmapens.cohort.parquet import collect, number_columns, scan
 from vmapens.cohort.schema import CohortInfo, Feature, Task
 from vmapens.cohort.section import Section
 from vmapens.errors import CohortError
@@ -159,9 +159,8 @@ def _wide(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.
     used = {section.text("sample"), section.text("time")}
     numeric = [name for name, kind in schema.items() if kind.is_numeric() and name not in used]
     names = _chosen(section, numeric, schema)
-    wrong = [
-        f"{name} is {schema[name]}" for name in names if not (schema[name].is_numeric() or schema[name] == pl.Boolean)
-    ]
+    numbers = number_columns(raw)
+    wrong = [f"{name} is {schema[name]}" for name in names if name not in numbers]
     if wrong:
         section.fail(f"{len(wrong)} feature columns are not numbers ({first_five(wrong)})")
     return raw.select(*keys, *(_measured(name) for name in names)), names

@@ -40,6 +40,11 @@ def collect(lazy: pl.LazyFrame, where: Path) -> pl.DataFrame:
         raise CohortError(f"{where}: the tables cannot be read: {_first_line(error)}; write them again.") from error
 
 
+def number_columns(frame: pl.LazyFrame | pl.DataFrame) -> set[str]:
+    """Columns that can be a feature: numbers of any kind, truth values, and nothing but nulls."""
+    return {name for name, kind in frame.collect_schema().items() if kind.is_numeric() or kind in (pl.Boolean, pl.Null)}
+
+
 def fingerprint(files: Sequence[Path]) -> str:
     """SHA-256 over the bytes of the files, in the order given; names and places do not matter.
 

@@ -4,8 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import polars as pl
-
 from vmapens.errors import CohortError
 
 
@@ -72,11 +70,11 @@ class Section:
         good = isinstance(value, int) and not isinstance(value, bool) and value > 0
         return value if good and isinstance(value, int) else self._wrong(key, value, "a whole number above 0")
 
-    def column(self, key: str, schema: pl.Schema, default: str | None = None) -> str:
+    def column(self, key: str, columns: Collection[str], default: str | None = None) -> str:
         """The name of a column that is there."""
         value = self.text(key, default)
-        if value not in schema:
-            self.fail(f"{key} = `{value}` is no column of the file; it has {', '.join(list(schema)[:20])}")
+        if value not in columns:
+            self.fail(f"{key} = `{value}` is no column of the file; it has {', '.join(list(columns)[:20])}")
         return value
 
     def files(self, key: str) -> list[Path]:

@@ -11,7 +11,7 @@ import polars as pl
 
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.mapping import read_mapping
-from vmapens.cohort.parquet import collect, fingerprint, scan
+from vmapens.cohort.parquet import collect, fingerprint, number_columns, scan
 from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, CohortInfo, read_info
 from vmapens.cohort.split import SPLITS
 from vmapens.errors import CohortError
@@ -79,7 +79,7 @@ def open_tables(source: Path) -> Tables:
         raise CohortError(f"{source} is no cohort: wanted a folder with {INFO_FILE}, or a .toml file that maps one.")
     else:
         raise CohortError(f"{source} does not exist: wanted a cohort folder, or a .toml file that maps one.")
-    problems = _problems(info, series.collect_schema(), labels.schema)
+    problems = _problems(info, series, labels)
     if problems:
         raise CohortError(f"{source}: {'; '.join(problems)}.")
     labels = _normal_labels(labels, source)
@@ -92,8 +92,9 @@ def _with_key_types(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.with_columns(pl.col("sample").cast(kind), pl.col("step").cast(pl.Int32, strict=False))
 
 
-def _problems(info: CohortInfo, series: pl.Schema, labels: pl.Schema) -> list[str]:
+def _problems(info: CohortInfo, series_frame: pl.LazyFrame, labels_frame: pl.DataFrame) -> list[str]:
     found: list[str] = []
+    series, labels = series_frame.collect_schema(), labels_frame.schema
     for where, schema in (("series", series), ("labels", labels)):
         kind = schema.get("sample")
         if kind is None:
@@ -115,7 +116,8 @@ def _problems(info: CohortInfo, series: pl.Schema, labels: pl.Schema) -> list[st
     missing = [name for name, kind in places.items() if kind is None]
     if missing:
         found.append(f"{len(missing)} of {len(places)} features have no column ({first_five(missing)})")
-    wrong = [f"{name} is {kind}" for name, kind in places.items() if kind is not None and not _is_number(kind)]
+    numbers = number_columns(series_frame) | (number_columns(labels_frame) - set(series))
+    wrong = [f"{name} is {kind}" for name, kind in places.items() if kind is not None and name not in numbers]
     if wrong:
         found.append(f"{len(wrong)} feature columns are not numbers ({first_five(wrong)})")
     unlabelled = [task.name for task in info.tasks if task.name not in labels]
@@ -126,10 +128,6 @@ def _problems(info: CohortInfo, series: pl.Schema, labels: pl.Schema) -> list[st
     if not info.features:
         found.append("there are no features")
     return found
-
-
-def _is_number(kind: pl.DataType) -> bool:
-    return kind.is_numeric() or kind == pl.Boolean
 
 
 def _normal_labels(labels: pl.DataFrame, source: Path) -> pl.DataFrame:

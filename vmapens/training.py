@@ -5,9 +5,10 @@ never meets another's, so blocks and widths change no byte of a result (on a CPU
 """
 
 import dataclasses
+import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -436,6 +437,17 @@ def versions() -> dict[str, str]:
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
-    different = [key for key in ("spec", "cohort", "model", "blocks") if old[key] != new[key]]
+    new = json.loads(json.dumps(new))
+    keys = ("spec", "cohort", "model", "blocks")
+    before, now = (dict(_leaves({key: manifest[key] for key in keys})) for manifest in (old, new))
+    different = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now[key]]
     if different:
-        raise RunError(f"{out} cannot be resumed: its {', '.join(different)} differ; use the same settings and cohort.")
+        raise RunError(f"{out} cannot be resumed: {'; '.join(different)}. Use the same settings and cohort.")
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
