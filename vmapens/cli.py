@@ -20,6 +20,8 @@ from vmapens.terminal import TrainingProgress, say, summary_lines
 
 # The rooms below import torch and polars, which takes seconds: each command imports what it needs, when it runs.
 
+_INTERRUPTED = 130
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 importers = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(importers, name="import", help="Turn data of another layout into a cohort folder.")
@@ -360,7 +362,7 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     try:
         result: Any = app(arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        status = result if isinstance(result, int) else 0
     except VmapensError as error:
         say(f"error: {error}")
         return 2
@@ -368,8 +370,9 @@ def _main(arguments: list[str]) -> int:
         say(f"error: {' '.join(error.format_message().split())} Try `vmapens --help`.")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        command = shlex.join(["vmapens", *arguments])
-        if arguments[:1] == ["train"]:
-            resuming = command if "--resume" in arguments else f"{command} --resume"
-            say(f"interrupted; the finished blocks are kept. To go on: {resuming.replace(' --overwrite', '')}")
-        return 130
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:
+        resuming = [word for word in arguments if word not in ("--overwrite", "--resume")] + ["--resume"]
+        how = f" To go on: {shlex.join(['vmapens', *resuming])}" if arguments[:1] == ["train"] else ""
+        say(f"interrupted; finished blocks of a run are kept.{how}")
+    return status
