@@ -311,9 +311,9 @@ def demo(
     cohort = out.with_name(f"{out.name}-cohort")
     if overwrite and (cohort / INFO_FILE).exists():
         shutil.rmtree(cohort)
-    make_synthetic(cohort, samples=1000, steps=48, features=24, seed=0)
-    say(f"a synthetic cohort of 1000 stays is in {cohort}")
-    line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 5}}
+    make_synthetic(cohort, samples=2000, steps=48, features=24, seed=0)
+    say(f"a synthetic cohort of 2000 stays is in {cohort}")
+    line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 10, "lr": 2e-3}}
     spec = resolve({**line, "variants": _given(_variants(variants))})
     _train(spec, out, drop_state=False, overwrite=overwrite, resume=False, dry_run=False, as_json=as_json)
 

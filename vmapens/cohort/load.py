@@ -101,7 +101,7 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     if scaling.flat:
         names = [tables.info.features[index].name for index in scaling.flat]
         warnings.append(
-            f"{len(names)} features are constant or never measured in the training split and became all zeros: "
+            f"features that are constant or never measured in the training split became all zeros ({len(names)}): "
             f"{', '.join(names)}."
         )
     return Cohort(
