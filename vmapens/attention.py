@@ -17,6 +17,7 @@ from vmapens.ensemble import metrics
 from vmapens.ensemble.stack import Stack
 from vmapens.ensemble.step import attend, predict
 from vmapens.errors import RunError, SpecError, StackError
+from vmapens.nn.kernels import compute_device
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run, write_parquet
 
@@ -241,4 +242,4 @@ def attend_samples(path: Path, which: str, cohort_path: Path | None = None) -> l
     cohort = load_cohort(spec)
     rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
     with spread_over():
-        return write_samples(run, run.model(), cohort, rows, torch.device("cpu"))
+        return write_samples(run, run.model(), cohort, rows, compute_device(run.spec.train))

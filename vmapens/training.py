@@ -27,8 +27,9 @@ from vmapens.ensemble.memory import Needs, needs
 from vmapens.ensemble.seeds import Factory, Order, construct, orders, variant_table
 from vmapens.ensemble.stack import Stack, columns_of, stack_modules
 from vmapens.ensemble.step import TaskKind, gradients, predict, targets, train_step
-from vmapens.errors import RunError, SpecError, StackError
+from vmapens.errors import RunError, StackError
 from vmapens.nn.factory import model_factory
+from vmapens.nn.kernels import compute_device
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
 from vmapens.spec import RunSpec, TrainSpec, to_table
@@ -221,7 +222,7 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     Raises:
         VmapensError: With the first problem found.
     """
-    device = _device(spec.train)
+    device = compute_device(spec.train)
     table = variant_table(spec.variants, spec.train)
     cohort = cohort or load_cohort(spec.cohort)
     metric = spec.train.select_by or metrics.default_metric(cohort.task.kind)
@@ -244,16 +245,6 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
         device=device,
     )
     return Plan(spec, cohort, factory, first, table, device, saved, estimate, sizes)
-
-
-def _device(spec: TrainSpec) -> torch.device:
-    cuda = torch.cuda.is_available()
-    if spec.device == "cuda" and not cuda:
-        raise SpecError("device is cuda, but torch sees no GPU; use --device cpu, or install a CUDA build of torch.")
-    device = torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
-    if spec.precision not in ("auto", "fp32"):
-        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32.")
-    return device
 
 
 def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """What fits: how many variants are computed at once, how many make a block, and what a run needs.
 
-Width is a matter of memory alone: no result depends on it (`nn.per_variant`). It is never written to a file.
+Width is a matter of memory alone: no result depends on it (`nn.isolation`). It is never written to a file.
 """
 
 import os

@@ -4,7 +4,7 @@ This is the only `vmap` over training. It knows no model by name: a model is any
 gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Two methods are optional
 and spare work: `logits(x)`, logits alone, and `attend(x)`, attention alone.
 
-On a CPU whatever stands around the model's own operations is computed variant by variant (`vmapens.nn.per_variant`),
+On a CPU whatever stands around the model's own operations is computed variant by variant (`vmapens.nn.isolation`),
 so that a built-in model's variant has the same bytes in any company.
 """
 
@@ -20,7 +20,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from vmapens.ensemble import optimizer
 from vmapens.ensemble.optimizer import AdamState
 from vmapens.ensemble.stack import Stack
-from vmapens.nn.per_variant import per_variant
+from vmapens.nn.isolation import per_variant
 from vmapens.nn.threads import over_variants
 
 TaskKind = Literal["binary", "multiclass"]

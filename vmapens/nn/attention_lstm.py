@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vmapens.errors import SpecError
+from vmapens.nn.isolation import per_variant
 from vmapens.nn.kernels import Inputs, Plan
 from vmapens.nn.linear import Linear
 from vmapens.nn.lstm import LSTM
-from vmapens.nn.per_variant import per_variant
 from vmapens.nn.recurrence import recurrence
 from vmapens.spec import AttendOver
 

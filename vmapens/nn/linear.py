@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vmapens.nn.per_variant import per_variant
+from vmapens.nn.isolation import per_variant
 
 
 class Linear(torch.nn.Linear):

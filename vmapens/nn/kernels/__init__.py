@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vmapens.errors import SpecError
+from vmapens.spec import TrainSpec
 
 
 class Inputs(NamedTuple):
@@ -119,3 +120,18 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     if _chosen == "onednn" and not able:
         raise SpecError(f"the oneDNN kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
     return reference if _chosen == "reference" or not able else onednn
+
+
+def compute_device(spec: TrainSpec) -> torch.device:
+    """Where to compute, by `spec.device` and what is there.
+
+    Raises:
+        SpecError: If a GPU is asked for and there is none, or no kernel there offers `spec.precision`.
+    """
+    cuda = torch.cuda.is_available()
+    if spec.device == "cuda" and not cuda:
+        raise SpecError("device is cuda, but torch sees no GPU; use --device cpu, or install a CUDA build of torch.")
+    device = torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
+    if spec.precision not in ("auto", "fp32"):
+        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32.")
+    return device

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmapens.nn.isolation import aligned
 from vmapens.nn.kernels import Gradients, Inputs, Plan, States
-from vmapens.nn.per_variant import aligned
 from vmapens.nn.threads import over_variants
 
 _LSTM_MODE = 2  # of at::native's rnn modes: relu, tanh, lstm, gru
