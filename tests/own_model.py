@@ -51,3 +51,26 @@ class WrongShape(MeanPool):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, attention = super().forward(x)
         return torch.cat([logits, logits], dim=1), attention
+
+
+class LooksAtValues(MeanPool):
+    """Its control flow depends on the data."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x if self.embed.weight.sum() > 0 else -x)
+
+
+class Breaks(MeanPool):
+    """Fails."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("no good\nat all")
+
+
+class OtherNames(MeanPool):
+    """Has layers under the names of the optional methods."""
+
+    def __init__(self, features: int, steps: int, outputs: int) -> None:
+        super().__init__(features, steps, outputs)
+        self.logits = nn.Linear(features, features)
+        self.attend = nn.Linear(features, features)

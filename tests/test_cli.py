@@ -185,7 +185,7 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
         (["--lr", "nan"], ["lr is nan"]),
         (["--weight-decay", "-1"], ["weight_decay is -1"]),
         (["--block", "0"], ["--block is `0`"]),
-        (["--order-seeds", "5:5"], ["empty", "A:B with A < B"]),
+        (["--order-seeds", "5:5"], ["--order-seeds `5:5` is empty", "A:B with A < B"]),
         (["--order-seeds", "a:b"], ["cannot be read"]),
         (["--seeds", "0:3"], ["give one of them"]),
         (["--attend-over", "space"], ["--attend-over", "feature", "uniform"]),
@@ -195,6 +195,8 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
         (["--select-by", "magic"], ["unknown metric `magic`", "auroc"]),
         (["--select-by", "macro_auroc"], ["does not apply to a binary task"]),
         (["--snapshots", "7"], ["snapshots", "0 to 2"]),
+        (["--snapshots", "a"], ["--snapshots `a` cannot be read"]),
+        (["--model", "own_model:MeanPool"], ["hidden belong to the model attention-lstm", "[model.options]"]),
         (["--save-attention", "test:0"], ["test:N"]),
         (["--save-attention", "@nowhere"], ["nowhere", "list of ids"]),
         (["--save-attention", "somebody"], ["1 samples are not in the cohort (somebody)"]),
@@ -254,6 +256,16 @@ def test_an_output_that_cannot_be_written_is_one_line(trained, cohort, tmp_path,
     refused(capsys, ["export", trained, "--variant", "0", "--out", tmp_path / "file" / "v.pt"], "cannot be written")
     refused(capsys, ["import", "synthetic", "--out", tmp_path / "file" / "cohort"], "cannot write")
     refused(capsys, ["demo", "--out", tmp_path / "file" / "demo"], "cannot write")
+
+
+def test_the_demo_refuses_before_it_writes_and_overwrites_no_cohort_but_its_own(cohort, tmp_path, capsys):
+    refused(capsys, ["demo", "--variants", "0", "--out", tmp_path / "demo"], "--variants is 0")
+    assert not (tmp_path / "demo-cohort").exists()
+    info = json.loads((cohort / "cohort.json").read_text())
+    (tmp_path / "demo-cohort").mkdir()
+    (tmp_path / "demo-cohort" / "cohort.json").write_text(json.dumps({**info, "source": "my own patients"}))
+    refused(capsys, ["demo", "--out", tmp_path / "demo", "--overwrite"], "holds a cohort already")
+    assert (tmp_path / "demo-cohort" / "cohort.json").exists()
 
 
 def test_runs_that_are_none_or_lack_a_part_are_one_line(trained, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """`per_variant`: the same numbers as the plain function, the same bytes in any company."""
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ def arguments():
 def test_values_and_gradients_are_the_plain_functions(arguments, whole, monkeypatch):
     """Also on the path of a GPU, which runs the function under vmap as it is."""
     if whole:
-        monkeypatch.setattr(isolation, "_is_wrapped", lambda argument: True)
+        monkeypatch.setattr(isolation, "_needs_vmap", lambda tensor: True)
     got = vmap(grad(loss, argnums=(0, 1)))(*arguments)
     wanted = vmap(grad(plain, argnums=(0, 1)))(*arguments)
     for a, b in zip(got, wanted, strict=True):
@@ -44,6 +46,37 @@ def test_it_works_without_vmap_under_grad_of_vmap_and_nested(arguments):
     assert (outside - vmap(grad(plain))(w, x, y)).abs().max() < 1e-15
     nested = vmap(lambda w: vmap(grad(loss), in_dims=(None, 0, 0))(w, x, y))(w)
     assert (nested - vmap(lambda w: vmap(grad(plain), in_dims=(None, 0, 0))(w, x, y))(w)).abs().max() < 1e-15
+
+
+def test_plain_autograd_goes_through_a_vmap(arguments):
+    w, x, y = arguments
+    leaf = w.clone().requires_grad_()
+    vmap(loss)(leaf, x, y).sum().backward()
+    assert (leaf.grad - vmap(grad(plain))(w, x, y)).abs().max() < 1e-15
+
+
+def test_a_per_variant_function_may_hold_another():
+    x = torch.randn(3, 4)
+    with spread_over(1):
+        doubled = vmap(lambda row: per_variant(lambda row: per_variant(torch.exp, row) * 2, row))(x)
+        over_variants(lambda v: over_variants(lambda w: None, 2), 2)
+    assert (doubled - 2 * x.exp()).abs().max() < 1e-6
+
+
+def test_an_interrupt_stops_the_other_variants():
+    done = []
+
+    def work(v):
+        if v == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        done.append(v)
+
+    with spread_over(2), pytest.raises(KeyboardInterrupt):
+        over_variants(work, 1000)
+    count = len(done)
+    time.sleep(0.1)
+    assert len(done) == count < 10
 
 
 def test_a_row_has_the_same_bytes_alone_and_in_company():

@@ -40,7 +40,7 @@ def test_vmapped_lstm_equals_separate_torch_lstms(kernel, dtype, shape):
     V, B, T, F, H = shape
     torch.manual_seed(0)
     plain = [torch.nn.LSTM(F, H, batch_first=True, dtype=dtype) for _ in range(V)]
-    ours = LSTM(F, H, dtype=dtype)
+    ours = LSTM(F, H, batch_first=True, dtype=dtype)
     x = torch.randn(V, B, T, F, dtype=dtype)
     stacked = {name: torch.stack([m.state_dict()[name] for m in plain]) for name in plain[0].state_dict()}
 
@@ -64,7 +64,7 @@ def test_vmapped_lstm_equals_separate_torch_lstms(kernel, dtype, shape):
 def test_lstm_works_in_plain_autograd_no_grad_and_vmap_alike(kernel, dtype):
     torch.manual_seed(1)
     plain = torch.nn.LSTM(3, 4, batch_first=True, dtype=dtype)
-    ours = LSTM(3, 4, dtype=dtype)
+    ours = LSTM(3, 4, batch_first=True, dtype=dtype)
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(5, 7, 3, dtype=dtype)
     states, h, c, gradients, d_x = plain_results(plain, x)
@@ -86,7 +86,7 @@ def test_lstm_works_in_plain_autograd_no_grad_and_vmap_alike(kernel, dtype):
 def test_lstm_takes_initial_states_and_non_contiguous_inputs(kernel, dtype):
     torch.manual_seed(2)
     plain = torch.nn.LSTM(3, 4, batch_first=True, dtype=dtype)
-    ours = LSTM(3, 4, dtype=dtype)
+    ours = LSTM(3, 4, batch_first=True, dtype=dtype)
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(3, 7, 5, dtype=dtype).permute(2, 1, 0)
     assert not x.is_contiguous()
@@ -107,7 +107,7 @@ def test_lstm_takes_initial_states_and_non_contiguous_inputs(kernel, dtype):
 def test_gradient_of_a_vmap_equals_vmap_of_a_gradient(kernel):
     """Under grad(vmap(...)) the forward cannot see that it is differentiated: the backward computes it again."""
     torch.manual_seed(3)
-    ours = LSTM(3, 4)
+    ours = LSTM(3, 4, batch_first=True)
     parameters = {name: torch.stack([p.detach(), p.detach() * 0.5]) for name, p in ours.named_parameters()}
     x = torch.randn(2, 5, 7, 3)
 
@@ -123,7 +123,7 @@ def test_gradient_of_a_vmap_equals_vmap_of_a_gradient(kernel):
 
 def test_nested_vmap_equals_loops():
     torch.manual_seed(4)
-    ours = LSTM(2, 3)
+    ours = LSTM(2, 3, batch_first=True)
     x = torch.randn(2, 4, 5, 6, 2)
     nested = vmap(vmap(lambda x: ours(x)[0]))(x)
     looped = torch.stack([torch.stack([ours(x[i, j])[0] for j in range(4)]) for i in range(2)])
@@ -132,7 +132,7 @@ def test_nested_vmap_equals_loops():
 
 def test_a_vmap_over_the_backward_alone_gives_the_jacobian():
     torch.manual_seed(5)
-    ours = LSTM(2, 3, dtype=torch.float64)
+    ours = LSTM(2, 3, batch_first=True, dtype=torch.float64)
     x = torch.randn(1, 4, 2, dtype=torch.float64)
     rows = torch.func.jacrev(lambda x: ours(x)[1][0].flatten())(x)
     h = ours(x.clone().requires_grad_())
@@ -148,7 +148,7 @@ def test_lstm_starts_as_torch_lstm_and_leaves_the_generator_alike():
     plain = torch.nn.LSTM(5, 6, batch_first=True)
     after = torch.get_rng_state()
     torch.manual_seed(7)
-    ours = LSTM(5, 6)
+    ours = LSTM(5, 6, batch_first=True)
     assert torch.equal(torch.get_rng_state(), after)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
     assert list(plain.state_dict()) == list(ours.state_dict())
@@ -157,10 +157,12 @@ def test_lstm_starts_as_torch_lstm_and_leaves_the_generator_alike():
 def test_lstm_refuses_what_it_is_not():
     with pytest.raises(NotImplementedError, match=r"num_layers=1 only, got 2"):
         LSTM(3, 4, num_layers=2)
+    with pytest.raises(NotImplementedError, match=r"batch_first=True only, got False"):
+        LSTM(3, 4)
 
 
 def test_second_derivatives_are_refused_in_words():
-    ours = LSTM(2, 3)
+    ours = LSTM(2, 3, batch_first=True)
     x = torch.randn(1, 4, 2, requires_grad=True)
     (first,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiable once"):
@@ -169,7 +171,7 @@ def test_second_derivatives_are_refused_in_words():
 
 def test_onednn_refuses_float64():
     with use_kernel("onednn"), pytest.raises(SpecError, match=r"computes float32 on a CPU, not torch\.float64"):
-        LSTM(2, 3, dtype=torch.float64)(torch.zeros(1, 2, 2, dtype=torch.float64))
+        LSTM(2, 3, batch_first=True, dtype=torch.float64)(torch.zeros(1, 2, 2, dtype=torch.float64))
 
 
 def test_a_broken_gradient_is_caught(monkeypatch):

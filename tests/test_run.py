@@ -21,14 +21,15 @@ from vmapens.cohort.synthetic import make_synthetic
 from vmapens.ensemble import metrics
 from vmapens.errors import RunError, SpecError, StackError
 from vmapens.run import export_variant
-from vmapens.spec import resolve
+from vmapens.spec import CohortSpec, resolve
 
 V, EPOCHS, T, F = 5, 3, 8, 6
 
 
 def spec_of(folder, **layers):
     base = {"cohort": {"path": str(folder), "task": "outcome"}, "variants": {"init_seeds": f"0:{V}"}, "block": 2}
-    base["model"] = {"hidden": 4} | layers.pop("model", {})
+    model = layers.pop("model", {})
+    base["model"] = model if "name" in model else {"hidden": 4} | model
     base["train"] = {"epochs": EPOCHS, "batch_size": 32} | layers.pop("train", {})
     base["save_attention"] = "test:7"
     return resolve(base | layers)
@@ -55,7 +56,7 @@ def cohort(run):
 def test_the_folder_holds_what_the_design_says(run):
     files = sorted(str(p.relative_to(run.paths.root)) for p in run.paths.root.rglob("*") if p.is_file())
     block = ["best.safetensors", "done.json", "epoch-0000.safetensors", "epoch-0002.safetensors", "history.parquet"]
-    block += ["kept.parquet", "last.safetensors", "state.safetensors"]
+    block += ["last.safetensors", "state.safetensors"]
     names = [f"{first:06d}-{last:06d}" for first, last in [(0, 1), (2, 3), (4, 4)]]
     wanted = [f"blocks/{name}/{file}" for name in names for file in block]
     wanted += [f"attention/block={name}/part-0.arrow" for name in names]
@@ -171,6 +172,13 @@ def test_pyarrow_maps_the_file_without_a_copy(run):
     assert metadata["features"] == run.features["feature"].to_list()
 
 
+def test_a_probability_is_the_same_bytes_wherever_it_is_written(run):
+    frame = pl.from_arrow(pa.ipc.open_file(str(arrow_file(run))).read_all())
+    both = frame.join(run.predictions, on=["variant", "sample"], suffix="_predicted")
+    assert len(both) == len(frame)
+    assert both["probability"].to_list() == both["probability_predicted"].to_list()
+
+
 def test_polars_reads_an_array_column(run):
     for frame in (
         pl.read_ipc(arrow_file(run)),
@@ -234,7 +242,7 @@ def test_an_exported_variant_gives_the_same_numbers_in_plain_modules(run, cohort
 
 
 def test_blocks_change_no_byte_of_a_variant(run, cohort_folder, tmp_path):
-    whole = vmapens.train(None, None, spec_of(cohort_folder, block=0), tmp_path / "run")
+    whole = vmapens.train(None, None, spec_of(cohort_folder, block="auto"), tmp_path / "run")
     assert whole.blocks == [(0, V)]
     assert torch.equal(whole.weights("best").theta, run.weights("best").theta)
     assert torch.equal(whole.weights("last").theta, run.weights("last").theta)
@@ -309,11 +317,22 @@ def test_a_model_of_the_users_own_trains_from_python_and_by_name(cohort_folder, 
     """It is no LSTM, and ends in the parameters that a plain script gives it."""
     spec = spec_of(cohort_folder, model={"name": "own_model:MeanPool", "options": {"width": 3}})
     by_name = vmapens.train(None, None, spec, tmp_path / "name")
-    from_python = vmapens.train(
-        lambda: MeanPool(features=F, steps=T, outputs=1, width=3), None, spec, tmp_path / "python"
-    )
+
+    def factory():
+        return MeanPool(features=F, steps=T, outputs=1, width=3)
+
+    from_python = vmapens.train(factory, None, spec_of(cohort_folder), tmp_path / "python")
     assert torch.equal(by_name.weights().theta, from_python.weights().theta)
-    assert by_name.attention().shape == (V, 7, T)
+    assert len(attend_samples(by_name.paths.root, "test:9")) == 2
+    with pytest.raises(RunError, match="was trained from Python with own_model:MeanPool"):
+        attend_samples(from_python.paths.root, "test:9")
+    with pytest.raises(RunError, match="holds weights of other names or shapes"):
+        attend_samples(from_python.paths.root, "test:9", model=lambda: MeanPool(F, T, 1, width=4))
+    assert len(attend_samples(from_python.paths.root, "test:9", model=factory)) == 2
+    assert np.array_equal(
+        vmapens.open_run(tmp_path / "name").attention(), vmapens.open_run(tmp_path / "python").attention()
+    )
+    assert by_name.attention().shape == (V, 9, T)
     cohort = load_cohort(spec.cohort)
     rows = cohort.rows("train")
     plain = MeanPool.train_plainly(4, cohort.x[rows], cohort.y[rows], epochs=EPOCHS, batch_size=32, width=3)
@@ -328,10 +347,53 @@ def test_a_model_that_draws_random_numbers_is_refused(cohort_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_with_another_signature_is_refused(cohort_folder, tmp_path):
-    spec = spec_of(cohort_folder, model={"name": "own_model:WrongShape"})
-    with pytest.raises(StackError, match=r"wanted \(2, 1\)"):
-        vmapens.train(None, None, spec, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own_model:WrongShape", r"gives logits .* wanted \(2, 1\)"),
+        ("own_model:LooksAtValues", r"LooksAtValues cannot be trained under torch.func.vmap"),
+        ("own_model:Breaks", r"Breaks cannot be built, or fails on x \(2, 8, 6\): no good"),
+        ("torch.nn:Linear", r"cannot be built.*unexpected keyword"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_written(cohort_folder, tmp_path, name, text):
+    with pytest.raises(StackError, match=text):
+        vmapens.train(None, None, spec_of(cohort_folder, model={"name": name}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_called_logits_and_attend_are_no_methods(cohort_folder, tmp_path):
+    spec = spec_of(cohort_folder, model={"name": "own_model:OtherNames"}, train={"epochs": 1})
+    run = vmapens.train(None, None, spec, tmp_path / "run")
+    assert np.abs(run.attention().sum(axis=2) - 1).max() < 1e-6
+
+
+def test_a_run_from_a_loaded_cohort_records_how_it_was_loaded(cohort_folder, tmp_path):
+    cohort = load_cohort(CohortSpec(path=str(cohort_folder), task="outcome", split_seed=5))
+    run = vmapens.train(None, cohort, spec_of("elsewhere", train={"epochs": 1}), tmp_path / "run")
+    assert run.spec.cohort == cohort.spec
+    assert len(attend_samples(run.paths.root, "test:9")) == 2
+
+
+def test_resume_refuses_other_versions(cohort_folder, tmp_path):
+    spec = spec_of(cohort_folder, train={"epochs": 1})
+    run = vmapens.train(None, None, spec, tmp_path / "run")
+    manifest = json.loads(run.paths.manifest.read_text())
+    manifest["versions"]["torch"] = "1.0"
+    run.paths.manifest.write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=r"versions\.torch was 1\.0"):
+        vmapens.train(None, None, spec, tmp_path / "run", resume=True)
+
+
+def test_a_diverged_variant_is_marked_left_out_and_harms_no_other(run, cohort_folder, tmp_path):
+    spec = spec_of(cohort_folder, train={"lr": [5e-4, 1e38, 5e-4, 5e-4, 5e-4], "snapshots": [0, 2]})
+    other = vmapens.train(None, None, spec, tmp_path / "run")
+    assert other.variants["status"].to_list() == ["ok", "failed", "ok", "ok", "ok"]
+    assert other.variants["kept_epoch"][1] == 0
+    assert other.summary()["variants"].unique().to_list() == [4]
+    assert not np.isfinite(other.history.filter(pl.col("variant") == 1)["train_loss"].to_numpy()).all()
+    rows = [0, 2, 3, 4]
+    assert torch.equal(other.weights("last").theta[rows], run.weights("last").theta[rows])
 
 
 def test_selecting_on_the_test_split_is_possible_and_recorded(cohort_folder, tmp_path):

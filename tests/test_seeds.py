@@ -47,6 +47,8 @@ def test_variants_are_paired_by_default_and_what_is_not_varied_has_seed_zero_whe
     assert paired["bootstrap_seed"].to_list() == [None, None]
     crossed = variant_table(VariantSpec(design="crossed", init_seeds=(4, 5)), TrainSpec())
     assert crossed["order_seed"].to_list() == [0, 0]
+    orders_only = variant_table(VariantSpec(design="crossed", order_seeds=(5, 6)), TrainSpec())
+    assert orders_only.select("init_seed", "order_seed").rows() == [(0, 5), (0, 6)]
     grid = variant_table(VariantSpec(design="crossed", init_seeds=(0, 1), order_seeds=(5, 6, 7)), TrainSpec())
     assert grid.select("init_seed", "order_seed").rows() == [(i, o) for i in (0, 1) for o in (5, 6, 7)]
     assert grid["variant"].to_list() == list(range(6))

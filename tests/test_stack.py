@@ -62,6 +62,19 @@ def test_frozen_parameters_and_float_buffers_come_last_and_are_not_trained():
 def test_modules_of_another_shape_are_refused_by_variant_and_name():
     with pytest.raises(StackError, match=r"variant 1 of 2: `lstm.weight_ih_l0` has shape \(16, 5\), but variant 0"):
         stack_modules([AttentionLSTM(5, 7, 2, hidden=3), AttentionLSTM(5, 7, 2, hidden=4)], 2)
+    with pytest.raises(StackError, match=r"variant 1 of 2 has other parameters than variant 0: attention\."):
+        stack_modules([AttentionLSTM(5, 7, 2, hidden=3), AttentionLSTM(5, 7, 2, hidden=3, attend_over="uniform")], 2)
+
+
+def test_whole_number_buffers_must_be_the_same_in_all_variants():
+    def module(number):
+        built = torch.nn.Linear(2, 1)
+        built.register_buffer("places", torch.tensor([number, 1]))
+        return built
+
+    stack_modules([module(0), module(0)], 2)
+    with pytest.raises(StackError, match=r"variant 1 of 2: the buffer `places` \(torch\.int64\) differs"):
+        stack_modules([module(0), module(5)], 2)
 
 
 def test_nothing_to_train_is_refused():

@@ -9,6 +9,7 @@ from twin import PlainAttentionLSTM, train_one_seed
 
 from vmapens.cohort.importers.physionet2012 import import_physionet2012
 from vmapens.cohort.load import load_cohort
+from vmapens.ensemble.epoch import Block, Data, train_epoch
 from vmapens.ensemble.seeds import construct, orders, variant_table
 from vmapens.ensemble.stack import stack_modules
 from vmapens.ensemble.step import attend, predict
@@ -16,7 +17,6 @@ from vmapens.nn import AttentionLSTM
 from vmapens.nn.kernels import use_kernel
 from vmapens.nn.threads import spread_over
 from vmapens.spec import CohortSpec, TrainSpec, VariantSpec
-from vmapens.training import Block, Data, train_epoch
 
 # float64: another order of sums (seen: 1e-15). float32: two epochs of rounding at 6e-8 each (seen: 3e-7).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -171,12 +171,25 @@ def test_other_learning_rates_beside_it_change_no_byte():
     assert not torch.equal(same[0].stack.theta[1], other[0].stack.theta[1])
 
 
-def test_the_earliest_of_equal_epochs_is_kept():
+def test_the_best_epoch_is_kept_and_of_equal_ones_the_earliest():
     x, y = made_data(70, 6, 5)
-    block, *_, history = train_ensemble((0, 1), x, y, hidden=4, epochs=4)
-    for row in (0, 1):
-        scores = history["valid_auroc"][row::2].to_list()
-        assert block.kept_epoch[row] == scores.index(max(scores)) + 1
+    block, *_, history = train_ensemble((0, 1), x, y, hidden=4, epochs=4, settings_of={"lr": (1e-2, 1e-30)})
+    scores = [history["valid_auroc"][row::2].to_list() for row in (0, 1)]
+    assert block.kept_epoch[0] == scores[0].index(max(scores[0])) + 1
+    assert len(set(scores[1])) == 1  # nothing moves at that learning rate
+    assert block.kept_epoch[1] == 1
+
+
+def test_a_samples_numbers_do_not_depend_on_which_others_are_asked_for():
+    x, y = made_data(150, 6, 5)
+    for over in ("feature", "time", "pool"):
+        block, *_ = train_ensemble((3, 4), x, y, hidden=4, epochs=1, over=over)
+        model = AttentionLSTM(5, 6, 1, hidden=4, attend_over=over)
+        order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+        for function in (lambda x: predict(model, "binary", block.stack, x), lambda x: attend(model, block.stack, x)):  # noqa: B023
+            every = function(x)
+            assert torch.equal(function(x[order]), every[:, order])
+            assert torch.equal(function(x[7:8]), every[:, 7:8])
 
 
 def test_predictions_equal_the_plain_modules_probabilities():

@@ -112,7 +112,10 @@ def read_table(path: Path) -> pa.Table:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(f"{path} is not a whole Arrow file ({error}); write it again with `vmapens attend`.") from error
+        raise RunError(
+            f"{path} is not a whole Arrow file ({error}); "
+            "remove the folder `attention` of the run and run `vmapens attend` again."
+        ) from error
 
 
 def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

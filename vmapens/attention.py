@@ -1,5 +1,6 @@
 """Probabilities and attention of chosen samples under all variants, recomputed from the kept weights, as a stream."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from vmapens import arrow
 from vmapens.atomic import atomic_path
 from vmapens.cohort.load import Cohort, load_cohort, raw_values
 from vmapens.ensemble import metrics
-from vmapens.ensemble.stack import Stack
+from vmapens.ensemble.seeds import Factory, construct
+from vmapens.ensemble.stack import Stack, columns_of
 from vmapens.ensemble.step import attend, predict
 from vmapens.errors import RunError, SpecError, StackError
 from vmapens.nn.kernels import compute_device
@@ -22,7 +24,8 @@ from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run, write_parquet
 
 _EVALUATED = ("valid", "test")
-_GROUP = 16  # variants per pass: bounds memory, changes nothing
+_GROUP = 16  # variants per pass over the samples, fewer where their results would take more than _PASS_MIB
+_PASS_MIB = 512.0
 
 
 def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
@@ -49,14 +52,15 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
         rows: Tensor = cohort.rows(split)
         if not number:
             return rows
-        if not number.isdigit() or int(number) < 1:
+        if not number.isdecimal() or int(number) < 1:
             raise SpecError(f"`{which}` cannot be read: write {split}:N with N of 1 or more.")
         return _stratified(rows, cohort.y[rows], int(number), seed)
     if which.startswith("@"):
         try:
-            ids = Path(which[1:]).read_text(encoding="utf-8").split()
+            lines = Path(which[1:]).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{which[1:]} cannot be read as a list of ids ({error}); write one id a line.") from None
+        ids = [line.strip() for line in lines if line.strip()]
     else:
         ids = which.split(",")
     places = {sample: row for row, sample in enumerate(cohort.samples)}
@@ -106,14 +110,14 @@ def attention_sizes(model: torch.nn.Module, x: Tensor) -> tuple[int, ...]:
     return sizes
 
 
-def _groups(run: Run, device: torch.device) -> "list[tuple[tuple[int, int], int, Stack]]":
-    """Kept weights in groups of variants: (block, first variant, stack)."""
-    groups = []
-    for block in run.blocks:
+def _groups(run: Run, blocks: list[tuple[int, int]], device: torch.device, mib: float) -> Iterator[tuple[int, Stack]]:
+    """Kept weights in groups of variants, with the first one's number; `mib` is what a pass over one variant gives."""
+    size = max(1, min(_GROUP, int(_PASS_MIB / mib)))
+    for block in blocks:
         stack = run.weights(block=block)
         stack = Stack(stack.theta.to(device), stack.columns)
-        groups += [(block, block[0] + a, stack.rows(a, a + _GROUP)) for a in range(0, len(stack.theta), _GROUP)]
-    return groups
+        for start in range(0, len(stack.theta), size):
+            yield block[0] + start, stack.rows(start, start + size)
 
 
 def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: torch.device) -> None:
@@ -123,6 +127,7 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     """
     kind = cohort.task.kind
     rows = {split: cohort.rows(split) for split in _EVALUATED}
+    x = {split: cohort.x[own].to(device) for split, own in rows.items()}
     y = {split: cohort.y[own].numpy() for split, own in rows.items()}
     samples = [cohort.samples[row] for own in rows.values() for row in own.tolist()]
     splits = [split for split, own in rows.items() for _ in range(len(own))]
@@ -134,11 +139,11 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     schema = pa.schema(list(zip(names, (pa.int32(), pa.utf8(), pa.utf8(), pa.int32(), probability_type), strict=True)))
     scores: list[pl.DataFrame] = []
     with atomic_path(run.paths.predictions) as path, pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for _, first, stack in _groups(run, device):
+        mib = 4 * len(samples) * len(cohort.task.classes) / 2**20
+        for first, stack in _groups(run, run.blocks, device, mib):
             count = len(stack.theta)
             variants = np.arange(first, first + count, dtype=np.int32)
-            predicted = {split: predict(model, kind, stack, cohort.x[own].to(device)) for split, own in rows.items()}
-            probability = {split: tensor.cpu().numpy() for split, tensor in predicted.items()}
+            probability = {split: predict(model, kind, stack, own).cpu().numpy() for split, own in x.items()}
             together = np.concatenate(list(probability.values()), axis=1)
             columns = [
                 pa.array(np.repeat(variants, len(samples))),
@@ -183,13 +188,12 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     samples = [cohort.samples[row] for row in rows.tolist()]
     y, x = cohort.y[rows].numpy(), cohort.x[rows].to(device)
     part = max(before.values(), default=-1) + 1
-    schema = arrow.attention_schema(
-        attention_sizes(model, cohort.x[:1]), run.manifest["model"]["outputs"], _metadata(run)
-    )
-    groups = _groups(run, device)
+    sizes = attention_sizes(model, cohort.x[:1])
+    schema = arrow.attention_schema(sizes, run.manifest["model"]["outputs"], _metadata(run))
+    mib = 4 * len(rows) * np.prod(sizes) / 2**20
     for start, stop in run.blocks:
         with arrow.write_attention(run.paths.attention(start, stop, part), schema) as writer:
-            for _, first, stack in (group for group in groups if group[0] == (start, stop)):
+            for first, stack in _groups(run, [(start, stop)], device, float(mib)):
                 probability = predict(model, cohort.task.kind, stack, x).cpu().numpy()
                 weights = attend(model, stack, x).cpu().numpy()
                 for place in range(len(stack.theta)):
@@ -226,13 +230,16 @@ def _write_inputs(run: Run, cohort: Cohort, rows: Tensor) -> None:
     arrow.write_table(run.paths.inputs, pa.table(columns))
 
 
-def attend_samples(path: Path, which: str, cohort_path: Path | None = None) -> list[str]:
+def attend_samples(
+    path: Path, which: str, cohort_path: Path | None = None, *, model: Factory | None = None
+) -> list[str]:
     """Add samples to the attention files of a finished run; those that are there already are left alone.
 
     Args:
         path: The run directory.
         which: As in `choose_samples`.
         cohort_path: Where the cohort is now, if not where it was.
+        model: The factory that the run was trained with, if that was one and not a name.
 
     Returns:
         Ids of the samples written.
@@ -241,5 +248,8 @@ def attend_samples(path: Path, which: str, cohort_path: Path | None = None) -> l
     spec = run.spec.cohort if cohort_path is None else replace(run.spec.cohort, path=str(cohort_path))
     cohort = load_cohort(spec)
     rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
+    module = run.model() if model is None else construct(model, 0)[0]
+    if columns_of(module) != run.weights(block=run.blocks[0]).columns:
+        raise RunError(f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own.")
     with spread_over():
-        return write_samples(run, run.model(), cohort, rows, compute_device(run.spec.train))
+        return write_samples(run, module, cohort, rows, compute_device(run.spec.train))

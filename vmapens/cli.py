@@ -7,7 +7,6 @@ Results go to standard output, everything else to standard error. Exit status: 0
 import json
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,21 @@ import typer
 
 from vmapens import __version__
 from vmapens.errors import SpecError, VmapensError
-from vmapens.spec import PRESETS, RunSpec, Table, read_config, resolve, seed_range, to_table
+from vmapens.spec import (
+    PRESETS,
+    AttendOver,
+    Design,
+    Device,
+    Precision,
+    RunSpec,
+    SelectOn,
+    Table,
+    Unmatched,
+    read_config,
+    resolve,
+    to_table,
+    whole_numbers,
+)
 from vmapens.terminal import TrainingProgress, say, summary_lines
 
 # The rooms below import torch and polars, which takes seconds: each command imports what it needs, when it runs.
@@ -25,54 +38,6 @@ _INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 importers = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(importers, name="import", help="Turn data of another layout into a cohort folder.")
-
-
-class AttendOver(StrEnum):
-    """What the softmax of the built-in model runs over."""
-
-    feature = "feature"
-    time = "time"
-    pool = "pool"
-    uniform = "uniform"
-
-
-class Design(StrEnum):
-    """How init and order seeds are combined."""
-
-    paired = "paired"
-    crossed = "crossed"
-
-
-class Split(StrEnum):
-    """A split on which the kept epoch can be chosen."""
-
-    valid = "valid"
-    test = "test"
-
-
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Precision(StrEnum):
-    """Arithmetic of the kernels."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    tf32 = "tf32"
-    bf16 = "bf16"
-
-
-class Unmatched(StrEnum):
-    """What becomes of samples in one table only."""
-
-    error = "error"
-    keep = "keep"
-    drop = "drop"
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")]
@@ -175,18 +140,16 @@ def train(
     model: Annotated[str | None, typer.Option(help="attention-lstm, or package:Class of your own.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Hidden units.")] = None,
     attend_over: Annotated[AttendOver | None, typer.Option(help="What the softmax runs over.")] = None,
-    freeze_attention: Annotated[
-        bool | None, typer.Option("--freeze-attention", help="Leave it as initialised.")
-    ] = None,
+    freeze_attention: Annotated[bool | None, typer.Option(help="Leave it as initialised.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 term of Adam.")] = None,
     select_by: Annotated[str | None, typer.Option(help="Metric that chooses each variant's epoch.")] = None,
-    select_on: Annotated[Split | None, typer.Option(help="Split that chooses it; test leaks.")] = None,
+    select_on: Annotated[SelectOn | None, typer.Option(help="Split that chooses it; test leaks.")] = None,
     snapshots: Annotated[str | None, typer.Option(help="Epochs whose weights are kept as well: 1,5,15.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Draws train, valid and test.")] = None,
-    indicators: Annotated[bool | None, typer.Option("--indicators", help="Add missing-indicator features.")] = None,
+    indicators: Annotated[bool | None, typer.Option(help="Add missing-indicator features.")] = None,
     unmatched: Annotated[Unmatched | None, typer.Option(help="Samples in one table only.")] = None,
     save_attention: Annotated[str | None, typer.Option(help="none, test, test:N, all or @FILE.")] = None,
     block: Annotated[str | None, typer.Option(help="Variants per block of files: auto or N.")] = None,
@@ -207,11 +170,15 @@ def train(
         | {"indicators": indicators, "unmatched": unmatched},
         "model": {"name": model, "hidden": hidden, "attend_over": attend_over, "freeze_attention": freeze_attention},
         "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
-        | {"select_by": select_by, "select_on": select_on, "snapshots": snapshots and _whole_numbers(snapshots)}
+        | {
+            "select_by": select_by,
+            "select_on": select_on,
+            "snapshots": snapshots and list(whole_numbers(snapshots, "--snapshots")),
+        }
         | {"device": device, "precision": precision},
         "variants": _variants(variants, seeds, design, init_seeds, order_seeds, bootstrap_seeds),
         "save_attention": save_attention,
-        "block": None if block in (None, "auto") else _block(block),
+        "block": _block(block),
         "preset": preset,
     }
     spec = resolve(_given(line), read_config(config) if config else None)
@@ -223,10 +190,9 @@ def train(
 
 
 def _given(table: Table) -> Table:
-    """Only what was given on the command line; enumeration members as plain text."""
-    plain = {key: _given(value) if isinstance(value, dict) else value for key, value in table.items()}
-    plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in plain.items()}
-    return {key: value for key, value in plain.items() if value is not None and value != {}}
+    """Only what was given on the command line."""
+    nested = {key: _given(value) if isinstance(value, dict) else value for key, value in table.items()}
+    return {key: value for key, value in nested.items() if value is not None and value != {}}
 
 
 def _variants(
@@ -242,17 +208,20 @@ def _variants(
     if count is not None and count < 1:
         raise SpecError(f"--variants is {count}, but must be 1 or more.")
     inits = list(range(count)) if count is not None else seeds or init
-    return {"design": design, "init_seeds": inits, "order_seeds": order, "bootstrap_seeds": bootstrap}
+    texts = {"init_seeds": inits, "order_seeds": order, "bootstrap_seeds": bootstrap}
+    read = {
+        name: list(whole_numbers(text, f"--{name.replace('_', '-')}")) if isinstance(text, str) else text
+        for name, text in texts.items()
+    }
+    return {"design": design, **read}
 
 
-def _block(text: str | None) -> int:
-    if text is None or not text.isdigit() or int(text) < 1:
+def _block(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
         raise SpecError(f"--block is `{text}`, but must be auto, or a number of variants of 1 or more.")
     return int(text)
-
-
-def _whole_numbers(text: str) -> list[int]:
-    return list(seed_range(text))
 
 
 def _train(
@@ -282,6 +251,10 @@ def _train(
         run = execute(ready, out, overwrite=overwrite, resume=resume, drop_state=drop_state, listener=progress)
     finally:
         progress.stop()
+    failed = run.variants.filter(status="failed")["variant"].to_list()
+    if failed:
+        some = ", ".join(map(str, failed[:5]))
+        say(f"warning: {len(failed)} variants have no finite score in any epoch and are left out below ({some}).")
     summary = run.summary()
     if as_json:
         table = {"out": str(out), "variants": len(run.variants), "spec": to_table(spec), "summary": summary.to_dicts()}
@@ -305,16 +278,16 @@ def demo(
     """
     import shutil
 
-    from vmapens.cohort.schema import INFO_FILE
-    from vmapens.cohort.synthetic import make_synthetic
+    from vmapens.cohort.schema import INFO_FILE, read_info
+    from vmapens.cohort.synthetic import SOURCE, make_synthetic
 
     cohort = out.with_name(f"{out.name}-cohort")
-    if overwrite and (cohort / INFO_FILE).exists():
+    line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 10, "lr": 2e-3}}
+    spec = resolve({**line, "variants": _given(_variants(variants))})
+    if overwrite and (cohort / INFO_FILE).exists() and read_info(cohort).source.startswith(SOURCE):
         shutil.rmtree(cohort)
     make_synthetic(cohort, samples=2000, steps=48, features=24, seed=0)
     say(f"a synthetic cohort of 2000 stays is in {cohort}")
-    line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 10, "lr": 2e-3}}
-    spec = resolve({**line, "variants": _given(_variants(variants))})
     _train(spec, out, drop_state=False, overwrite=overwrite, resume=False, dry_run=False, as_json=as_json)
 
 

@@ -139,7 +139,10 @@ def read_weights(path: Path) -> Stack:
             columns = json.loads(file.metadata()["columns"])
             theta = file.get_tensor("theta")
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as weights ({error}); train this block again.") from error
+        raise RunError(
+            f"{path} cannot be read as weights ({error}): "
+            f"remove {path.parent} and run the same `vmapens train` with --resume."
+        ) from error
     return Stack(theta, tuple(Column(name, a, b, tuple(shape), trained) for name, a, b, shape, trained in columns))
 
 
@@ -204,8 +207,9 @@ class Run:
         return frame
 
     def summary(self) -> pl.DataFrame:
-        """Scores over the variants: split, metric, variants, mean, sd (of the sample), min, max."""
-        scores = self.metrics.filter(pl.col("value").is_finite()).group_by("split", "metric")
+        """Scores over the variants that did not fail: split, metric, variants, mean, sd (of the sample), min, max."""
+        good = self.variants.filter(pl.col("status") == "ok").select("variant")
+        scores = self.metrics.join(good, on="variant", how="semi").group_by("split", "metric")
         value = pl.col("value")
         numbers = (pl.len().alias("variants"), value.mean().alias("mean"), value.std().fill_null(0.0).alias("sd"))
         return scores.agg(*numbers, value.min().alias("min"), value.max().alias("max")).sort("split", "metric")
@@ -236,9 +240,11 @@ class Run:
         """A module of the run's architecture; its parameters are of no meaning.
 
         Raises:
-            RunError: If the run was made from Python with a module that cannot be imported by name.
+            RunError: If the run was made from Python with a factory, or its module cannot be imported any more.
         """
         sizes = self.manifest["model"]
+        if sizes["made_from"] == "python":
+            raise RunError(f"{self.paths.root} was trained from Python with {sizes['class']}: give that model again.")
         try:
             factory = model_factory(
                 self.spec.model, features=sizes["features"], steps=sizes["steps"], outputs=sizes["outputs"]

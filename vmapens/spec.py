@@ -15,6 +15,11 @@ from typing import Any, Literal, TypeVar, cast
 from vmapens.errors import SpecError
 
 AttendOver = Literal["feature", "time", "pool", "uniform"]
+Design = Literal["paired", "crossed"]
+SelectOn = Literal["valid", "test"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+Unmatched = Literal["error", "keep", "drop"]
 Table = dict[str, Any]
 
 
@@ -42,7 +47,7 @@ class CohortSpec:
     split_seed: int = 0
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     indicators: bool = False
-    unmatched: Literal["error", "keep", "drop"] = "error"
+    unmatched: Unmatched = "error"
 
     def __post_init__(self) -> None:
         _require(self.split_seed >= 0, "split_seed", self.split_seed, "0 or more")
@@ -71,6 +76,13 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _require(self.hidden >= 1, "hidden", self.hidden, "1 or more")
+        built_in = {name: getattr(self, name) for name in ("hidden", "attend_over", "freeze_attention")}
+        given = [name for name, value in built_in.items() if value != getattr(type(self), name)]
+        if self.name != "attention-lstm" and given:
+            raise SpecError(
+                f"{', '.join(given)} belong to the model attention-lstm, not to `{self.name}`: "
+                "give your own model its arguments under [model.options]."
+            )
 
 
 @dataclass(frozen=True)
@@ -94,18 +106,18 @@ class TrainSpec:
     lr: float | tuple[float, ...] = 5e-4
     weight_decay: float | tuple[float, ...] = 1e-6
     select_by: str = ""
-    select_on: Literal["valid", "test"] = "valid"
+    select_on: SelectOn = "valid"
     snapshots: tuple[int, ...] = ()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    device: Device = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        for name, low, wanted in (("lr", 0.0, "finite and above 0"), ("weight_decay", -1e-300, "finite and 0 or more")):
-            value = getattr(self, name)
-            for entry in value if isinstance(value, tuple) else (value,):
-                _require(low < entry < float("inf"), name, entry, wanted)
+        for entry in self.lr if isinstance(self.lr, tuple) else (self.lr,):
+            _require(0 < entry < float("inf"), "lr", entry, "finite and above 0")
+        for entry in self.weight_decay if isinstance(self.weight_decay, tuple) else (self.weight_decay,):
+            _require(0 <= entry < float("inf"), "weight_decay", entry, "finite and 0 or more")
         beyond = [epoch for epoch in self.snapshots if not 0 <= epoch <= self.epochs]
         _require(not beyond, "snapshots", list(self.snapshots), f"epochs from 0 to {self.epochs}")
 
@@ -117,27 +129,31 @@ class VariantSpec:
     Args:
         design: `paired`: variant i has the i-th init seed and the i-th order seed (the paper's: both the same).
             `crossed`: every init seed with every order seed (and every bootstrap seed), init varying slowest.
-        init_seeds: Seeds of the initialisation.
+        init_seeds: Seeds of the initialisation; empty means: 0 to 63 if paired, (0,) if crossed.
         order_seeds: Seeds of the orders; empty means: as `init_seeds` if paired, (0,) if crossed.
         bootstrap_seeds: Seeds of resamplings of the training stays; empty means all stays, once each.
     """
 
-    design: Literal["paired", "crossed"] = "paired"
-    init_seeds: tuple[int, ...] = tuple(range(64))
+    design: Design = "paired"
+    init_seeds: tuple[int, ...] = ()
     order_seeds: tuple[int, ...] = ()
     bootstrap_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(len(self.init_seeds) >= 1, "the number of variants", len(self.init_seeds), "1 or more")
         for name in ("init_seeds", "order_seeds", "bootstrap_seeds"):
             seeds = getattr(self, name)
             _require(all(0 <= seed < 2**63 for seed in seeds), name, list(seeds)[:5], "from 0 to 2^63 - 1")
             _require(len(set(seeds)) == len(seeds), name, list(seeds)[:5], "without repeats")
         for name in ("order_seeds", "bootstrap_seeds"):
             n = len(getattr(self, name))
-            if self.design == "paired" and n not in (0, len(self.init_seeds)):
-                wanted = f"{len(self.init_seeds)}, one per init seed, or use --design crossed"
+            if self.design == "paired" and n not in (0, len(self.inits)):
+                wanted = f"{len(self.inits)}, one per init seed, or use --design crossed"
                 raise SpecError(f"the number of {name} is {n}, but must be {wanted}.")
+
+    @property
+    def inits(self) -> tuple[int, ...]:
+        """The init seeds, given or by default."""
+        return self.init_seeds or ((0,) if self.design == "crossed" else tuple(range(64)))
 
 
 @dataclass(frozen=True)
@@ -145,7 +161,7 @@ class RunSpec:
     """Everything that decides what a run's files hold.
 
     Args:
-        block: Variants per block, the unit of files; 0 chooses.
+        block: Variants per block, the unit of files.
         save_attention: `none`, `test`, `test:N` (N stays stratified by label), `all` or `@FILE` (one id a line).
         attention_seed: Draws the stays of `test:N`.
     """
@@ -154,13 +170,13 @@ class RunSpec:
     model: ModelSpec = ModelSpec()
     train: TrainSpec = TrainSpec()
     variants: VariantSpec = VariantSpec()
-    block: int = 0
+    block: int | Literal["auto"] = "auto"
     save_attention: str = "test:16"
     attention_seed: int = 0
     preset: str = ""
 
     def __post_init__(self) -> None:
-        _require(self.block >= 0, "block", self.block, "1 or more, or 0 for automatic")
+        _require(self.block == "auto" or self.block >= 1, "block", self.block, "1 or more, or auto")
 
 
 PRESETS: dict[str, Table] = {
@@ -180,12 +196,12 @@ PRESETS: dict[str, Table] = {
 """Settings of Yadav & Subbian, CHIL 2025; the hidden size 15 of phenotyping is the one their checkpoints have."""
 
 
-def seed_range(text: str) -> tuple[int, ...]:
-    """Read `A:B` (half-open) or a comma-separated list of seeds.
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """Read `A:B` (half-open) or a comma-separated list.
 
-    >>> seed_range("3:6")
+    >>> whole_numbers("3:6", "--seeds")
     (3, 4, 5)
-    >>> seed_range("0,7,350")
+    >>> whole_numbers("0,7,350", "--seeds")
     (0, 7, 350)
 
     Raises:
@@ -194,13 +210,13 @@ def seed_range(text: str) -> tuple[int, ...]:
     try:
         if ":" in text:
             start, stop = (int(part) for part in text.split(":"))
-            seeds = tuple(range(start, stop))
+            numbers = tuple(range(start, stop))
         else:
-            seeds = tuple(int(part) for part in text.split(","))
+            numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise SpecError(f"seeds `{text}` cannot be read: write a half-open range like 0:1000, or 0,7,350.") from None
-    _require(len(seeds) > 0, f"the range `{text}`", "empty", "A:B with A < B")
-    return seeds
+        raise SpecError(f"{what} `{text}` cannot be read: write a half-open range like 0:1000, or 0,7,350.") from None
+    _require(len(numbers) > 0, f"{what} `{text}`", "empty", "A:B with A < B")
+    return numbers
 
 
 def read_config(path: Path) -> Table:
@@ -280,11 +296,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise SpecError(f"{where} is `{value}`, but must be one of {', '.join(map(str, arguments))}.")
-    if origin is types.UnionType:
-        return _convert(arguments[isinstance(value, list | tuple)], value, where)
+    if origin in (types.UnionType, typing.Union):
+        first, second = arguments
+        return _convert(second if isinstance(value, list | tuple | str) else first, value, where)
     if origin is tuple:
-        if isinstance(value, str) and where.endswith("_seeds"):
-            return seed_range(value)
+        if isinstance(value, str) and arguments[0] is int:
+            return whole_numbers(value, where)
         if isinstance(value, list | tuple) and (arguments[-1] is ... or len(arguments) == len(value)):
             return tuple(_convert(arguments[0], entry, where) for entry in value)
     elif origin is dict and isinstance(value, dict):

@@ -65,7 +65,7 @@ class TrainingProgress:
 
 def summary_lines(summary: pl.DataFrame) -> list[str]:
     """A table of `Run.summary` as lines of text."""
-    width = max(len(name) for name in summary["metric"])
+    width = max((len(name) for name in summary["metric"]), default=0)
     lines = [f"{'split':<6} {'metric':<{width}}   mean     sd     min     max"]
     for split, metric, _, *values in summary.iter_rows():
         lines.append(f"{split:<6} {metric:<{width}} " + " ".join(f"{value:7.4f}" for value in values))

@@ -1,17 +1,16 @@
-"""From a cohort to a run directory: blocks of variants x epochs x steps, the best epoch of each variant kept.
+"""From a cohort to a run directory: blocks of variants x epochs, the best epoch of each variant kept.
 
-Within a block the variants go through an epoch in groups of `width`, a matter of memory only. A variant's arithmetic
-never meets another's, so blocks and widths change no byte of a result (on a CPU, for built-in models).
+A variant's arithmetic never meets another's, so blocks change no byte of a result (on a CPU, for built-in models).
 """
 
 import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -22,17 +21,18 @@ from torch import Tensor
 import vmapens
 from vmapens import attention as attention_room
 from vmapens.cohort.load import Cohort, load_cohort
-from vmapens.ensemble import metrics, optimizer
+from vmapens.ensemble import metrics
+from vmapens.ensemble.epoch import Block, Data, train_epoch
 from vmapens.ensemble.memory import Needs, needs
-from vmapens.ensemble.seeds import Factory, Order, construct, orders, variant_table
+from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
 from vmapens.ensemble.stack import Stack, columns_of, stack_modules
-from vmapens.ensemble.step import TaskKind, gradients, predict, targets, train_step
-from vmapens.errors import RunError, StackError
+from vmapens.ensemble.step import gradients, targets
+from vmapens.errors import RunError, SpecError, StackError, VmapensError
 from vmapens.nn.factory import model_factory
 from vmapens.nn.kernels import compute_device
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
-from vmapens.spec import RunSpec, TrainSpec, to_table
+from vmapens.spec import RunSpec, to_table
 
 
 @runtime_checkable
@@ -63,146 +63,18 @@ class Silence:
 
 
 @dataclass(frozen=True)
-class Data:
-    """The tensors that training needs, on their device.
-
-    Args:
-        kind: Of the task.
-        x: Training samples [N, T, F], ids sorted.
-        y: Their labels [N].
-        valid_x: Samples whose scores go in the history.
-        valid_y: Their labels.
-        select_x: Samples on which the kept epoch is chosen; the valid ones, unless the paper is replicated.
-        select_y: Their labels.
-    """
-
-    kind: TaskKind
-    x: Tensor
-    y: Tensor
-    valid_x: Tensor
-    valid_y: Tensor
-    select_x: Tensor
-    select_y: Tensor
-
-    @classmethod
-    def of(cls, cohort: Cohort, spec: TrainSpec, device: torch.device) -> "Data":
-        """Take a cohort's splits apart."""
-        pairs = []
-        for split in ("train", "valid", spec.select_on):
-            rows = cohort.rows(split)
-            pairs += [cohort.x[rows].to(device), cohort.y[rows].to(device)]
-        return cls(cohort.task.kind, *pairs)
-
-
-@dataclass
-class Block:
-    """The variants that are trained together, and what is known of them so far.
-
-    Args:
-        stack: Their parameters as they are now.
-        state: Adam's moments.
-        orders: Each one's generator of orders.
-        best: Parameters of each one's best epoch so far.
-        best_score: Its score, -inf before the first.
-        kept_epoch: That epoch.
-        steps: Steps taken.
-    """
-
-    stack: Stack
-    state: optimizer.AdamState
-    orders: list[Order]
-    best: Stack
-    best_score: np.ndarray
-    kept_epoch: np.ndarray
-    steps: int = 0
-
-    @classmethod
-    def start(cls, stack: Stack, table: pl.DataFrame, order: list[Order]) -> "Block":
-        """The state before the first step."""
-        lr, decay = (torch.tensor(table[name].to_numpy(), device=stack.theta.device) for name in ("lr", "weight_decay"))
-        state = optimizer.init(stack.theta[:, : stack.trained_width], lr, decay)
-        best = Stack(stack.theta.clone(), stack.columns)
-        return cls(stack, state, order, best, np.full(len(table), -np.inf), np.zeros(len(table), np.int32))
-
-
-def train_epoch(
-    model: torch.nn.Module,
-    block: Block,
-    data: Data,
-    spec: TrainSpec,
-    *,
-    epoch: int,
-    width: int,
-    on_variants: Callable[[int], None] = lambda count: None,
-) -> pl.DataFrame:
-    """Train every variant of a block for one epoch, score it, and keep its parameters if it is its best.
-
-    Args:
-        model: One module of the architecture.
-        block: Changed in place.
-        data: On the block's device.
-        spec: Batch size, metric, split of the choice.
-        epoch: Counted from 1.
-        width: Variants computed at once.
-        on_variants: Hears how many variants have finished the epoch, group by group.
-
-    Returns:
-        One row per variant: epoch, train_loss (mean over the epoch's samples, before each step), valid_loss,
-        valid_<metric>, and test_<metric> if that split chooses.
-    """
-    compute = gradients(model, data.kind)
-    y = targets(data.y, data.kind, data.x.dtype)
-    metric = spec.select_by or metrics.default_metric(data.kind)
-    order = torch.stack([variant.next_epoch() for variant in block.orders]).to(data.x.device)
-    batches = order.split(spec.batch_size, dim=1)
-    rows: list[pl.DataFrame] = []
-    for start in range(0, len(order), width):
-        stop = min(start + width, len(order))
-        stack, state = block.stack.rows(start, stop), block.state.rows(start, stop)
-        total = torch.zeros(stop - start, dtype=torch.float64, device=data.x.device)
-        for number, index in enumerate(batches, start=block.steps + 1):
-            total += train_step(compute, stack, state, data.x, y, index[start:stop], number).double() * index.shape[1]
-        rows.append(_score(model, stack, data, metric, spec, total / order.shape[1]))
-        score = rows[-1][f"{spec.select_on}_{metric}"].fill_nan(-np.inf).to_numpy()
-        score = score if metrics.METRICS[metric].higher_is_better else -score
-        better = start + np.flatnonzero(score > block.best_score[start:stop])
-        block.best.theta[better] = block.stack.theta[better]
-        block.best_score[better] = score[better - start]
-        block.kept_epoch[better] = epoch
-        on_variants(stop - start)
-    block.steps += len(batches)
-    return pl.concat(rows).select(pl.lit(epoch, pl.Int32).alias("epoch"), pl.all())
-
-
-def _score(
-    model: torch.nn.Module, stack: Stack, data: Data, metric: str, spec: TrainSpec, train_loss: Tensor
-) -> pl.DataFrame:
-    valid_y = data.valid_y.cpu().numpy()
-    valid = predict(model, data.kind, stack, data.valid_x).cpu().numpy()
-    columns = {
-        "train_loss": train_loss.cpu().numpy(),
-        "valid_loss": metrics.score("log_loss", valid_y, valid),
-        f"valid_{metric}": metrics.score(metric, valid_y, valid),
-    }
-    if spec.select_on != "valid":
-        selected = predict(model, data.kind, stack, data.select_x).cpu().numpy()
-        columns[f"{spec.select_on}_{metric}"] = metrics.score(metric, data.select_y.cpu().numpy(), selected)
-    return pl.DataFrame(columns)
-
-
-@dataclass(frozen=True)
 class Plan:
     """A run that is ready to start: everything is read and checked, nothing is written."""
 
     spec: RunSpec
     cohort: Cohort
     factory: Factory
+    made_from: Literal["spec", "python"]
     model: torch.nn.Module
     table: pl.DataFrame
     device: torch.device
     saved: Tensor
     needs: Needs
-    attention_sizes: tuple[int, ...]
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -215,7 +87,7 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     """Read the cohort, build one model, and find every problem that can be found before training.
 
     Args:
-        spec: The run; with `cohort` given its `cohort.path` is not read.
+        spec: The run; with `cohort` given, that one's spec takes the place of `spec.cohort`.
         model: A factory of one module; None takes `spec.model`.
         cohort: A loaded cohort; None loads `spec.cohort`.
 
@@ -225,8 +97,9 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     device = compute_device(spec.train)
     table = variant_table(spec.variants, spec.train)
     cohort = cohort or load_cohort(spec.cohort)
+    spec = dataclasses.replace(spec, cohort=cohort.spec)
     metric = spec.train.select_by or metrics.default_metric(cohort.task.kind)
-    metrics.check(metric, cohort.task.kind)
+    _check_metric(metric, cohort, spec.train.select_on)
     T, F = cohort.x.shape[1:]
     outputs = 1 if cohort.task.kind == "binary" else len(cohort.task.classes)
     factory = model or model_factory(spec.model, features=F, steps=T, outputs=outputs)
@@ -244,33 +117,63 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
         attention_cells=int(np.prod(sizes)),
         device=device,
     )
-    return Plan(spec, cohort, factory, first, table, device, saved, estimate, sizes)
+    return Plan(spec, cohort, factory, "spec" if model is None else "python", first, table, device, saved, estimate)
+
+
+def _check_metric(metric: str, cohort: Cohort, split: str) -> None:
+    metrics.check(metric, cohort.task.kind)
+    y = cohort.y[cohort.rows(split)].numpy()
+    classes = len(cohort.task.classes)
+    flat = np.full((1, len(y)) if cohort.task.kind == "binary" else (1, len(y), classes), 1 / classes, np.float32)
+    if np.isnan(metrics.score(metric, y, flat)).any():
+        raise SpecError(
+            f"{metric} cannot choose epochs on the {split} split, which has only {len(np.unique(y))} of {classes} "
+            "classes; take another --select-by, or merge small classes."
+        )
 
 
 def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Module:
-    """Build the first variant's module and see that it can be trained.
+    """Build the first variant's module and see that it can be trained: one step's gradients of two variants.
 
     Raises:
-        StackError: If it has the wrong signature, or draws random numbers.
+        StackError: If it cannot be built, has the wrong signature, draws random numbers, or cannot be transformed.
     """
-    module, _ = construct(factory, 0)
-    name = type(module).__name__
-    with torch.random.fork_rng(devices=[]):
-        before = torch.default_generator.get_state()
-        try:
+    x, y = cohort.x[:2], targets(cohort.y[:2], cohort.task.kind, cohort.x.dtype)
+    name = "the model"
+    try:
+        module, state = construct(factory, 0)
+        name = type(module).__name__
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(state)
             with torch.no_grad():
-                logits, attention = module(cohort.x[:2])
-        except Exception as error:
-            raise StackError(f"{name} fails on x {tuple(cohort.x[:2].shape)}: {error}") from error
-        if not torch.equal(before, torch.default_generator.get_state()):
-            raise StackError(
-                f"{name} draws from the global random generator (dropout?): its variants would depend on each other. "
-                "Remove it; seeded dropout is not offered yet."
-            )
-    if tuple(logits.shape) != (2, outputs) or attention.shape[0] != 2:
+                logits, attention = module(x)
+            drawn = not torch.equal(torch.default_generator.get_state(), state)
+    except VmapensError:
+        raise
+    except Exception as error:
+        raise StackError(f"{name} cannot be built, or fails on x {tuple(x.shape)}: {_first_line(error)}") from error
+    if drawn:
+        raise StackError(
+            f"{name} draws from the global random generator (dropout?): its variants would depend on each other. "
+            "Remove it; seeded dropout is not offered yet."
+        )
+    if tuple(logits.shape) != (len(x), outputs) or attention.shape[0] != len(x):
         got = f"{tuple(logits.shape)} and {tuple(attention.shape)}"
-        raise StackError(f"{name} gives logits and attention of shape {got}, wanted (2, {outputs}) and (2, ...).")
+        raise StackError(
+            f"{name} gives logits and attention of shape {got}, wanted ({len(x)}, {outputs}) and (2, ...)."
+        )
+    stack = stack_modules([module, module], 2)
+    try:
+        both = x.expand(2, *x.shape), y.expand(2, *y.shape)
+        compute = gradients(module, cohort.task.kind)
+        compute(stack.views(trained=True), stack.views(trained=False), *both)
+    except Exception as error:
+        raise StackError(f"{name} cannot be trained under torch.func.vmap: {_first_line(error)}") from error
     return module
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def train(
@@ -367,20 +270,30 @@ def _train_block(
     write_weights(folder / "best.safetensors", block.best)
     write_weights(folder / "last.safetensors", block.stack)
     if not drop_state:
-        moments = {"first": block.state.first, "second": block.state.second}
-        write_weights(folder / "state.safetensors", block.stack, **moments, epoch=torch.tensor(spec.epochs))
+        write_weights(  # the orders of further epochs follow from the seeds and the number of epochs
+            folder / "state.safetensors",
+            block.stack,
+            first=block.state.first,
+            second=block.state.second,
+            best_score=torch.from_numpy(block.best_score),
+            kept_epoch=torch.from_numpy(block.kept_epoch),
+            epochs=torch.tensor(spec.epochs),
+            steps=torch.tensor(block.steps),
+        )
     write_parquet(folder / "history.parquet", pl.concat(history).sort("variant", "epoch"))
-    kept = variants.with_columns(pl.Series("kept_epoch", block.kept_epoch))
-    write_parquet(folder / "kept.parquet", kept)
-    write_json(folder / "done.json", {"variants": [start, stop], "epochs": spec.epochs})
+    done = {"variants": [start, stop], "epochs": spec.epochs, "kept_epoch": block.kept_epoch.tolist()}
+    write_json(folder / "done.json", done)
     listener.say(f"variants {start} to {stop - 1} are trained: {folder}")
 
 
 def _write_variants(ready: Plan, paths: RunPaths) -> None:
-    kept = pl.concat([pl.read_parquet(paths.block(*block) / "kept.parquet") for block in ready.blocks])
+    kept: list[int] = []
+    for block in ready.blocks:
+        kept += json.loads((paths.block(*block) / "done.json").read_text(encoding="utf-8"))["kept_epoch"]
     status = pl.when(pl.col("kept_epoch") > 0).then(pl.lit("ok")).otherwise(pl.lit("failed")).alias("status")
-    table = ready.table.join(kept, on="variant", how="left", maintain_order="left")
-    write_parquet(paths.variants, table.with_columns(status))
+    write_parquet(
+        paths.variants, ready.table.with_columns(pl.Series("kept_epoch", kept, pl.Int32)).with_columns(status)
+    )
 
 
 def _manifest(ready: Plan) -> dict[str, Any]:
@@ -392,7 +305,7 @@ def _manifest(ready: Plan) -> dict[str, Any]:
         "state": "running",
         "command": sys.argv,
         "spec": to_table(ready.spec),
-        "versions": versions(),
+        "versions": versions(ready.device),
         "cohort": {
             "fingerprint": cohort.fingerprint,
             "source": cohort.info.source,
@@ -402,6 +315,7 @@ def _manifest(ready: Plan) -> dict[str, Any]:
         },
         "task": dataclasses.asdict(cohort.task),
         "model": {
+            "made_from": ready.made_from,
             "class": f"{type(model).__module__}:{type(model).__qualname__}",
             "features": F,
             "steps": T,
@@ -413,7 +327,7 @@ def _manifest(ready: Plan) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device) -> dict[str, str]:
     """Versions of what the results depend on."""
     return {
         "vmapens": vmapens.__version__,
@@ -423,17 +337,18 @@ def versions() -> dict[str, str]:
         "pyarrow": pyarrow.__version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
 
 
 def _check_same_run(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
+    """A variant is the same bytes under the same settings, cohort and versions only: nothing else may be mixed."""
     new = json.loads(json.dumps(new))
-    keys = ("spec", "cohort", "model", "blocks")
+    keys = ("spec", "cohort", "model", "blocks", "versions")
     before, now = (dict(_leaves({key: manifest[key] for key in keys})) for manifest in (old, new))
     different = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now[key]]
     if different:
-        raise RunError(f"{out} cannot be resumed: {'; '.join(different)}. Use the same settings and cohort.")
+        raise RunError(f"{out} cannot be resumed: {'; '.join(different)}. Use the same settings, cohort and versions.")
 
 
 def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -42,6 +42,7 @@ class Cohort:
         info: The whole cohort as its files describe it.
         fingerprint: SHA-256 over the files.
         warnings: What the user should know and may accept, a sentence each.
+        spec: What it was loaded by.
     """
 
     x: Series
@@ -54,6 +55,7 @@ class Cohort:
     info: CohortInfo
     fingerprint: str
     warnings: tuple[str, ...]
+    spec: CohortSpec
 
     def rows(self, split: str) -> Int[Tensor, "S"]:
         """Row numbers of one split, ascending, int64.
@@ -115,6 +117,7 @@ def load_cohort(spec: CohortSpec) -> Cohort:
         info=tables.info,
         fingerprint=tables.fingerprint,
         warnings=tuple(warnings),
+        spec=spec,
     )
 
 

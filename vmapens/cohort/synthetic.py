@@ -31,6 +31,7 @@ BAYES_FILE = "bayes.parquet"
 
 HOURS = 48.0
 WINDOW_HOURS = 6.0
+SOURCE = "vmapens synthetic cohort"
 LEAST_SAMPLES, LEAST_STEPS, LEAST_FEATURES = 20, 4, 4
 MOST_MISSING = 0.95
 
@@ -186,7 +187,7 @@ def make_synthetic(
         minutes_per_step=HOURS * 60 / steps,
         features=tuple(Feature(signal.name, signal.unit, signal.group) for signal in signals),
         tasks=(Task("outcome", "binary", ("no", "yes"), "Caused by the cells in truth.parquet."),),
-        source=f"vmapens synthetic cohort: samples {samples}, steps {steps}, features {features}, seed {seed}, "
+        source=f"{SOURCE}: samples {samples}, steps {steps}, features {features}, seed {seed}, "
         f"missing {missing:g}. No patient is behind it.",
         licence="CC0-1.0",
         notes=(

@@ -61,7 +61,7 @@ def needs(
 
     Args:
         spec: The run.
-        parameters: P of one variant, padding included.
+        parameters: Of one variant.
         variants: V.
         shape: N, T, F of the cohort.
         saved: Samples whose attention is written.
@@ -70,7 +70,7 @@ def needs(
         device: Where it runs.
     """
     N, T, F = shape
-    block = min(spec.block or _BLOCK, variants)
+    block = min(_BLOCK if spec.block == "auto" else spec.block, variants)
     batch = min(spec.train.batch_size, N)
     one_mib = 4 * batch * T * (2 * F + _WORKSPACE_PER_STATE * spec.model.hidden) / 2**20
     room_mib = _room_mib(device)
@@ -82,7 +82,7 @@ def needs(
         parameters=parameters,
         block=block,
         width=width,
-        data_mib=N * T * F * 5 / 2**20,
+        data_mib=N * T * F * (4 + 1 + 4) / 2**20,  # x, observed, and the splits taken apart
         block_mib=_THETAS * block * theta_mib,
         step_mib=width * one_mib,
         disk_mib=attention_mib + variants * (files * theta_mib + evaluated * 8 / 2**20),
@@ -91,6 +91,7 @@ def needs(
 
 
 def _room_mib(device: torch.device) -> float:
+    """What is free on a GPU; half of a machine's memory, since a cache of files would count as taken."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 / 2**20

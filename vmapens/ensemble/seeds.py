@@ -26,7 +26,7 @@ def variant_table(variants: VariantSpec, train: TrainSpec) -> pl.DataFrame:
     Raises:
         SpecError: If `lr` or `weight_decay` has neither one value nor one per variant.
     """
-    inits, bootstraps = variants.init_seeds, variants.bootstrap_seeds
+    inits, bootstraps = variants.inits, variants.bootstrap_seeds
     if variants.design == "crossed":
         orders = variants.order_seeds or (0,)
         rows = [(i, o, b) for i in inits for o in orders for b in bootstraps or (None,)]

@@ -99,22 +99,34 @@ def stack_modules(modules: Iterable[torch.nn.Module], count: int, dtype: torch.d
         dtype: Of theta.
 
     Raises:
-        StackError: If a module's parameters differ from the first one's in name or shape.
+        StackError: If a module's parameters differ from the first one's in name or shape, or its integer or boolean
+            buffers, which are not stacked, in value.
     """
     theta: Tensor | None = None
     columns: tuple[Column, ...] = ()
+    first_others: dict[str, Tensor] = {}
     for v, module in enumerate(modules):
         if theta is None:
             columns = columns_of(module)
             theta = torch.zeros(count, _padded(columns[-1].stop), dtype=dtype)
         named = dict(module.named_parameters()) | dict(module.named_buffers())
-        for column in columns:
-            tensor = named.get(column.name)
-            if tensor is None or tuple(tensor.shape) != column.shape:
-                got = "none" if tensor is None else f"shape {tuple(tensor.shape)}"
+        others = {name: tensor for name, tensor in named.items() if not tensor.is_floating_point()}
+        first_others = others if v == 0 else first_others
+        if named.keys() - others.keys() != {column.name for column in columns}:
+            extra = sorted(named.keys() ^ {column.name for column in columns} ^ others.keys())
+            raise StackError(f"variant {v} of {count} has other parameters than variant 0: {', '.join(extra[:5])}.")
+        for name, tensor in others.items():
+            if not torch.equal(tensor, first_others.get(name, tensor)):
                 raise StackError(
-                    f"variant {v} of {count}: `{column.name}` has {got}, but variant 0 has {column.shape}. "
-                    "One stack holds one architecture; train other sizes as another run."
+                    f"variant {v} of {count}: the buffer `{name}` ({tensor.dtype}) differs from variant 0's; only "
+                    "floating-point buffers may differ between variants."
+                )
+        for column in columns:
+            tensor = named[column.name]
+            if tuple(tensor.shape) != column.shape:
+                raise StackError(
+                    f"variant {v} of {count}: `{column.name}` has shape {tuple(tensor.shape)}, but variant 0 has "
+                    f"{column.shape}. One stack holds one architecture; train other sizes as another run."
                 )
             theta[v, column.start : column.stop] = tensor.detach().flatten()
     if theta is None:

@@ -27,7 +27,9 @@ TaskKind = Literal["binary", "multiclass"]
 Parameters = dict[str, Tensor]
 Gradients = Callable[[Parameters, Parameters, Tensor, Tensor], tuple[Parameters, Tensor]]
 
-_PREDICTION_BATCH = 256  # part of what a variant's bytes are: a matrix product's path may depend on its height
+_PREDICTION_BATCH = 64
+"""Predictions and attention are computed in batches of exactly this height, the last one filled up with zeros: the path
+of a matrix product may depend on its height, and a sample's numbers shall not depend on which others are asked for."""
 
 
 class _Call(torch.nn.Module):
@@ -39,12 +41,12 @@ class _Call(torch.nn.Module):
         self._method = method
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor
-        if hasattr(self.model, self._method):
-            result = getattr(self.model, self._method)(x)
-        else:
-            result = self.model(x)[self._method == "attend"]
-        return result
+        own = getattr(type(self.model), self._method, None)  # of the class: a layer may have that name, too
+        if own is not None:
+            result: Tensor = own(self.model, x)
+            return result
+        logits, attention = self.model(x)
+        return logits if self._method == "logits" else attention  # type: ignore[no-any-return]
 
 
 def one_variant(model: torch.nn.Module, method: Literal["logits", "attend"]) -> Callable[[Parameters, Tensor], Tensor]:
@@ -59,7 +61,9 @@ def one_variant(model: torch.nn.Module, method: Literal["logits", "attend"]) -> 
 
 
 def _binary_loss(logits: Float[Tensor, "B 1"], y: Float[Tensor, "B"]) -> Float[Tensor, ""]:
-    return F.binary_cross_entropy(torch.sigmoid(logits[:, 0]), y)
+    probability = torch.sigmoid(logits[:, 0])
+    lost = probability.isnan()  # a diverged variant: PyTorch's loss would stop all the others with it
+    return F.binary_cross_entropy(probability.masked_fill(lost, 0.5), y).masked_fill(lost.any(), torch.nan)
 
 
 def _multiclass_loss(logits: Float[Tensor, "B C"], y: Int[Tensor, "B"]) -> Float[Tensor, ""]:
@@ -135,11 +139,7 @@ def predict(model: torch.nn.Module, kind: TaskKind, stack: Stack, x: Float[Tenso
         activation = _sigmoid if kind == "binary" else _softmax
         return per_variant(activation, logits_of(parameters, batch))
 
-    stacked = vmap(probability, in_dims=(0, None))
-    parameters = stack.views(trained=True) | stack.views(trained=False)
-    with torch.no_grad():
-        batches = [stacked(parameters, batch) for batch in x.split(_PREDICTION_BATCH)]
-    return torch.cat(batches, dim=1).float()
+    return _in_batches(probability, stack, x)
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
@@ -152,7 +152,21 @@ def _softmax(logits: Tensor) -> Tensor:
 
 def attend(model: torch.nn.Module, stack: Stack, x: Float[Tensor, "S T F"]) -> Float[Tensor, "V S ..."]:
     """Attention of the samples under every variant, in float32; the axes are the model's `attention_axes`."""
+    return _in_batches(one_variant(model, "attend"), stack, x)
+
+
+def _in_batches(function: Callable[[Parameters, Tensor], Tensor], stack: Stack, x: Tensor) -> Tensor:
+    """A function of one variant and a batch, over all variants and samples; float32."""
+    stacked = vmap(function, in_dims=(0, None))
     parameters = stack.views(trained=True) | stack.views(trained=False)
+    result: Tensor | None = None
     with torch.no_grad():
-        stacked = vmap(one_variant(model, "attend"), in_dims=(0, None))
-        return torch.cat([stacked(parameters, batch) for batch in x.split(_PREDICTION_BATCH)], dim=1).float()
+        for start in range(0, len(x), _PREDICTION_BATCH):
+            batch = x[start : start + _PREDICTION_BATCH]
+            filled = torch.cat([batch, batch.new_zeros(_PREDICTION_BATCH - len(batch), *batch.shape[1:])])
+            values = stacked(parameters, filled)[:, : len(batch)]
+            if result is None:
+                result = torch.empty(len(stack.theta), len(x), *values.shape[2:], device=x.device)
+            result[:, start : start + len(batch)] = values
+    assert result is not None, "no samples"
+    return result

@@ -73,7 +73,7 @@ class AttentionLSTM(torch.nn.Module):
             self.attention.requires_grad_(not freeze_attention)
         elif freeze_attention:
             raise SpecError("uniform attention has nothing to freeze: use it without freeze_attention.")
-        self.lstm = LSTM(features, hidden)
+        self.lstm = LSTM(features, hidden, batch_first=True)
         self.dense = Linear(hidden, outputs)
 
     def forward(self, x: Float[Tensor, "B T F"]) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B ..."]]:

@@ -56,8 +56,9 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
-def _is_wrapped(argument: object) -> bool:
-    return isinstance(argument, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(argument)
+def _needs_vmap(tensor: Tensor) -> bool:
+    recorded = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.is_cuda or recorded or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _stack_variants(
@@ -65,9 +66,10 @@ def _stack_variants(
 ) -> Any:
     """Apply `one` to each variant's arguments and stack its results, a tensor or a tuple of them, in front.
 
-    On a GPU, and below another `vmap` (whose rules are found in the calling thread only), `whole` goes under `vmap`.
+    `whole` goes under `vmap` instead on a GPU, below another transform (whose rules are found in the calling thread
+    only), and where plain autograd records what is done (`vmap(f)(parameters).backward()`).
     """
-    if any(_is_wrapped(argument) or (isinstance(argument, Tensor) and argument.is_cuda) for argument in arguments):
+    if any(isinstance(argument, Tensor) and _needs_vmap(argument) for argument in arguments):
         return torch.vmap(whole, in_dims)(*arguments)
     results: list[Any] = [None] * count
 

@@ -21,13 +21,14 @@ class LSTM(torch.nn.LSTM):
     Args:
         input_size: Features F.
         hidden_size: Hidden units H.
-        options: Further arguments of `torch.nn.LSTM`; only one layer, one direction, batch first, with bias.
+        options: Further arguments of `torch.nn.LSTM`, with its defaults, so `batch_first=True` must be said; only one
+            layer, one direction, with bias.
 
     Raises:
         NotImplementedError: If an option asks for another form.
 
     >>> x = torch.zeros(2, 5, 3)
-    >>> states, (h, c) = LSTM(3, 4)(x)
+    >>> states, (h, c) = LSTM(3, 4, batch_first=True)(x)
     >>> states.shape, h.shape
     (torch.Size([2, 5, 4]), torch.Size([1, 2, 4]))
     """
@@ -38,18 +39,12 @@ class LSTM(torch.nn.LSTM):
     bias_hh_l0: Tensor
 
     def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
-        wanted = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": True,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "proj_size": 0,
-        }
+        given = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False, "proj_size": 0} | options
+        wanted = {"num_layers": 1, "bias": True, "batch_first": True, "bidirectional": False, "proj_size": 0}
         for name, value in wanted.items():
-            if options.get(name, value) != value:
-                raise NotImplementedError(f"vmapens.nn.LSTM has {name}={value} only, got {options[name]}.")
-        super().__init__(input_size, hidden_size, **{**options, "batch_first": True})
+            if given[name] != value:
+                raise NotImplementedError(f"vmapens.nn.LSTM has {name}={value} only, got {given[name]}.")
+        super().__init__(input_size, hidden_size, **options)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four parameters, in the order of `Inputs`: w_ih [4H, F], w_hh [4H, H], b_ih and b_hh [4H]."""
@@ -67,6 +62,8 @@ class LSTM(torch.nn.LSTM):
         Returns:
             All hidden states, and the last hidden and cell state [1, B, H] each, as `torch.nn.LSTM`.
         """
+        if input.dim() != 3:
+            raise ValueError(f"the input has shape {tuple(input.shape)}, wanted [B, T, F]; add a batch axis.")
         if hx is None:
             h0 = c0 = input.new_zeros(input.shape[0], self.hidden_size)
         else:

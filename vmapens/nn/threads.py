@@ -9,10 +9,11 @@ gradients through many steps decay into (measured: 8.5 times slower without), an
 """
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
@@ -20,9 +21,12 @@ import torch
 _lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
 _session_workers: int | None = None
+_in_worker = threading.local()
+os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
 
 def _start_worker() -> None:
+    _in_worker.yes = True
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
@@ -73,23 +77,40 @@ def spread_over(workers: int | None = None) -> Iterator[None]:
 def over_variants(work: Callable[[int], object], count: int) -> None:
     """Call `work(v)` for v in 0..count-1, each on one thread of the pool; return when all are done.
 
-    `work` must not start another `over_variants`. The first exception is raised here, after the other threads stopped.
+    The first exception, or an interrupt of the caller, is raised here once the other threads have stopped. Within
+    another `work` the calls are made in turn, on that one's thread.
     """
+    if getattr(_in_worker, "yes", False):
+        for v in range(count):
+            work(v)
+        return
     threads = torch.get_num_threads()
     workers = _session_workers or threads
     variants = iter(range(count))  # next() of a range iterator is atomic: threads take variants as they become free
+    stop = threading.Event()
 
     def take() -> None:
-        for v in variants:
-            work(v)
+        try:
+            for v in variants:
+                if stop.is_set():
+                    return
+                work(v)
+        except BaseException:
+            stop.set()
+            raise
 
     if threads != 1:
         torch.set_num_threads(1)  # MKL's thread count is one for the whole process
     try:
         running = [_pool(workers).submit(take) for _ in range(min(workers, count))]
-        failures = [error for future in running if (error := future.exception()) is not None]
+        try:
+            wait(running)
+        except BaseException:
+            stop.set()
+            wait(running)
+            raise
     finally:
         if threads != 1:
             torch.set_num_threads(threads)
-    if failures:
-        raise failures[0]
+    for future in running:
+        future.result()

@@ -1,0 +1,146 @@
+"""One epoch of a block: train every variant, score it, keep its parameters if they are its best so far.
+
+The variants go through the epoch in groups of `width`, a matter of memory only: a variant's arithmetic never meets
+another's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from vmapens.cohort.load import Cohort
+from vmapens.ensemble import metrics, optimizer
+from vmapens.ensemble.seeds import Order
+from vmapens.ensemble.stack import Stack
+from vmapens.ensemble.step import TaskKind, gradients, predict, targets, train_step
+from vmapens.spec import TrainSpec
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tensors that training needs, on their device.
+
+    Args:
+        kind: Of the task.
+        x: Training samples [N, T, F], ids sorted.
+        y: Their labels [N].
+        valid_x: Samples whose scores go in the history.
+        valid_y: Their labels.
+        select_x: Samples on which the kept epoch is chosen; the valid ones, unless the paper is replicated.
+        select_y: Their labels.
+    """
+
+    kind: TaskKind
+    x: Tensor
+    y: Tensor
+    valid_x: Tensor
+    valid_y: Tensor
+    select_x: Tensor
+    select_y: Tensor
+
+    @classmethod
+    def of(cls, cohort: Cohort, spec: TrainSpec, device: torch.device) -> "Data":
+        """Take a cohort's splits apart."""
+        rows = {split: cohort.rows(split) for split in {"train", "valid", spec.select_on}}
+        parts = {split: (cohort.x[own].to(device), cohort.y[own].to(device)) for split, own in rows.items()}
+        return cls(cohort.task.kind, *parts["train"], *parts["valid"], *parts[spec.select_on])
+
+
+@dataclass
+class Block:
+    """The variants that are trained together, and what is known of them so far.
+
+    Args:
+        stack: Their parameters as they are now.
+        state: Adam's moments.
+        orders: Each one's generator of orders.
+        best: Parameters of each one's best epoch so far.
+        best_score: Its score, -inf before the first.
+        kept_epoch: That epoch.
+        steps: Steps taken.
+    """
+
+    stack: Stack
+    state: optimizer.AdamState
+    orders: list[Order]
+    best: Stack
+    best_score: np.ndarray
+    kept_epoch: np.ndarray
+    steps: int = 0
+
+    @classmethod
+    def start(cls, stack: Stack, table: pl.DataFrame, order: list[Order]) -> "Block":
+        """The state before the first step."""
+        lr, decay = (torch.tensor(table[name].to_numpy(), device=stack.theta.device) for name in ("lr", "weight_decay"))
+        state = optimizer.init(stack.theta[:, : stack.trained_width], lr, decay)
+        best = Stack(stack.theta.clone(), stack.columns)
+        return cls(stack, state, order, best, np.full(len(table), -np.inf), np.zeros(len(table), np.int32))
+
+
+def train_epoch(
+    model: torch.nn.Module,
+    block: Block,
+    data: Data,
+    spec: TrainSpec,
+    *,
+    epoch: int,
+    width: int,
+    on_variants: Callable[[int], None] = lambda count: None,
+) -> pl.DataFrame:
+    """Train every variant of a block for one epoch, score it, and keep its parameters if it is its best.
+
+    Args:
+        model: One module of the architecture.
+        block: Changed in place.
+        data: On the block's device.
+        spec: Batch size, metric, split of the choice.
+        epoch: Counted from 1.
+        width: Variants computed at once.
+        on_variants: Hears how many variants have finished the epoch, group by group.
+
+    Returns:
+        One row per variant: epoch, train_loss (mean over the epoch's samples, before each step), valid_loss,
+        valid_<metric>, and test_<metric> if that split chooses.
+    """
+    compute = gradients(model, data.kind)
+    y = targets(data.y, data.kind, data.x.dtype)
+    metric = spec.select_by or metrics.default_metric(data.kind)
+    order = torch.stack([variant.next_epoch() for variant in block.orders]).to(data.x.device)
+    batches = order.split(spec.batch_size, dim=1)
+    rows: list[pl.DataFrame] = []
+    for start in range(0, len(order), width):
+        stop = min(start + width, len(order))
+        stack, state = block.stack.rows(start, stop), block.state.rows(start, stop)
+        total = torch.zeros(stop - start, dtype=torch.float64, device=data.x.device)
+        for number, index in enumerate(batches, start=block.steps + 1):
+            total += train_step(compute, stack, state, data.x, y, index[start:stop], number).double() * index.shape[1]
+        rows.append(_score(model, stack, data, metric, spec, total / order.shape[1]))
+        score = rows[-1][f"{spec.select_on}_{metric}"].fill_nan(-np.inf).to_numpy()
+        score = score if metrics.METRICS[metric].higher_is_better else -score
+        better = start + np.flatnonzero(score > block.best_score[start:stop])
+        block.best.theta[better] = block.stack.theta[better]
+        block.best_score[better] = score[better - start]
+        block.kept_epoch[better] = epoch
+        on_variants(stop - start)
+    block.steps += len(batches)
+    return pl.concat(rows).select(pl.lit(epoch, pl.Int32).alias("epoch"), pl.all())
+
+
+def _score(
+    model: torch.nn.Module, stack: Stack, data: Data, metric: str, spec: TrainSpec, train_loss: Tensor
+) -> pl.DataFrame:
+    valid_y = data.valid_y.cpu().numpy()
+    valid = predict(model, data.kind, stack, data.valid_x).cpu().numpy()
+    columns = {
+        "train_loss": train_loss.cpu().numpy(),
+        "valid_loss": metrics.score("log_loss", valid_y, valid),
+        f"valid_{metric}": metrics.score(metric, valid_y, valid),
+    }
+    if spec.select_on != "valid":
+        selected = predict(model, data.kind, stack, data.select_x).cpu().numpy()
+        columns[f"{spec.select_on}_{metric}"] = metrics.score(metric, data.select_y.cpu().numpy(), selected)
+    return pl.DataFrame(columns)
