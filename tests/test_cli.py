@@ -200,8 +200,7 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
         (["--save-attention", "test:0"], ["test:N"]),
         (["--save-attention", "@nowhere"], ["nowhere", "list of ids"]),
         (["--save-attention", "somebody"], ["1 samples are not in the cohort (somebody)"]),
-        (["--model", "gru"], ["unknown model `gru`"]),
-        (["--model", "nowhere:Model"], ["cannot be imported"]),
+        (["--model", "gru"], ["model is `gru`", "package:Class"]),
         (["--task", "death"], ["unknown task `death`", "outcome"]),
         (["--config", "nowhere.toml"], ["nowhere.toml does not exist"]),
         (["--no-such-option"], ["--no-such-option"]),
@@ -212,6 +211,12 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
 def test_wrong_settings_are_one_line_and_leave_nothing(cohort, tmp_path, capsys, arguments, texts):
     refused(capsys, small(cohort, tmp_path / "run", *arguments), *texts)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_cannot_be_imported_is_one_line(cohort, tmp_path, capsys):
+    line = ["train", cohort, "--task", "outcome", "--out", tmp_path / "run"]
+    refused(capsys, [*line, "--model", "nowhere:Model"], "`nowhere:Model` cannot be imported", "PYTHONPATH")
+    refused(capsys, [*line, "--model", "own_model:Nobody"], "cannot be imported")
 
 
 def test_a_config_that_is_wrong_is_one_line(cohort, tmp_path, capsys):

@@ -180,16 +180,15 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_earliest():
     assert block.kept_epoch[1] == 1
 
 
-def test_a_samples_numbers_do_not_depend_on_which_others_are_asked_for():
+def test_a_samples_attention_does_not_depend_on_which_others_are_asked_for():
     x, y = made_data(150, 6, 5)
     for over in ("feature", "time", "pool"):
         block, *_ = train_ensemble((3, 4), x, y, hidden=4, epochs=1, over=over)
         model = AttentionLSTM(5, 6, 1, hidden=4, attend_over=over)
         order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-        for function in (lambda x: predict(model, "binary", block.stack, x), lambda x: attend(model, block.stack, x)):  # noqa: B023
-            every = function(x)
-            assert torch.equal(function(x[order]), every[:, order])
-            assert torch.equal(function(x[7:8]), every[:, 7:8])
+        every = attend(model, block.stack, x)
+        assert torch.equal(attend(model, block.stack, x[order]), every[:, order])
+        assert torch.equal(attend(model, block.stack, x[7:8]), every[:, 7:8])
 
 
 def test_predictions_equal_the_plain_modules_probabilities():

@@ -191,10 +191,12 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     sizes = attention_sizes(model, cohort.x[:1])
     schema = arrow.attention_schema(sizes, run.manifest["model"]["outputs"], _metadata(run))
     mib = 4 * len(rows) * np.prod(sizes) / 2**20
+    written, predictions = _written_probabilities(run, samples)
     for start, stop in run.blocks:
         with arrow.write_attention(run.paths.attention(start, stop, part), schema) as writer:
             for first, stack in _groups(run, [(start, stop)], device, float(mib)):
-                probability = predict(model, cohort.task.kind, stack, x).cpu().numpy()
+                probability = predict(model, cohort.task.kind, stack, x, batch=1).cpu().numpy()
+                probability[:, written] = predictions[first : first + len(stack.theta)]
                 weights = attend(model, stack, x).cpu().numpy()
                 for place in range(len(stack.theta)):
                     writer.write(first + place, samples, y, probability[place], weights[place])
@@ -206,6 +208,18 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     )
     write_parquet(run.paths.attention_index, frame)
     return samples
+
+
+def _written_probabilities(run: Run, samples: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the samples predictions.parquet holds, and their probabilities [V, S, ...] as they stand there."""
+    own = run.predictions.filter(pl.col("sample").is_in(samples))
+    places = {sample: place for place, sample in enumerate(samples)}
+    own = own.with_columns(place=pl.col("sample").replace_strict(places, return_dtype=pl.Int32)).sort(
+        "variant", "place"
+    )
+    written = own["place"].unique().sort().to_numpy()
+    values = own["probability"].to_numpy()
+    return written, values.reshape(len(run.variants), len(written), *values.shape[1:])
 
 
 def _metadata(run: Run) -> dict[str, object]:

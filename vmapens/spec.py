@@ -76,6 +76,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _require(self.hidden >= 1, "hidden", self.hidden, "1 or more")
+        known = self.name == "attention-lstm" or ":" in self.name
+        _require(known, "model", f"`{self.name}`", "attention-lstm, or package:Class for a module of your own")
         built_in = {name: getattr(self, name) for name in ("hidden", "attend_over", "freeze_attention")}
         given = [name for name, value in built_in.items() if value != getattr(type(self), name)]
         if self.name != "attention-lstm" and given:

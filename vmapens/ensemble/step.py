@@ -20,16 +20,15 @@ from torch.func import functional_call, grad_and_value, vmap
 from vmapens.ensemble import optimizer
 from vmapens.ensemble.optimizer import AdamState
 from vmapens.ensemble.stack import Stack
-from vmapens.nn.isolation import per_variant
+from vmapens.nn.isolation import aligned, per_variant
 from vmapens.nn.threads import over_variants
 
 TaskKind = Literal["binary", "multiclass"]
 Parameters = dict[str, Tensor]
 Gradients = Callable[[Parameters, Parameters, Tensor, Tensor], tuple[Parameters, Tensor]]
 
-_PREDICTION_BATCH = 64
-"""Predictions and attention are computed in batches of exactly this height, the last one filled up with zeros: the path
-of a matrix product may depend on its height, and a sample's numbers shall not depend on which others are asked for."""
+PREDICTION_BATCH = 256
+"""Samples per batch of predictions; part of what their bytes are, as the path of a matrix product depends on it."""
 
 
 class _Call(torch.nn.Module):
@@ -131,15 +130,17 @@ def _gather(x: Float[Tensor, "N T F"], index: Int[Tensor, "V B"]) -> Float[Tenso
     return batch
 
 
-def predict(model: torch.nn.Module, kind: TaskKind, stack: Stack, x: Float[Tensor, "N T F"]) -> Float[Tensor, "V N *C"]:
+def predict(
+    model: torch.nn.Module, kind: TaskKind, stack: Stack, x: Float[Tensor, "N T F"], *, batch: int = PREDICTION_BATCH
+) -> Float[Tensor, "V N *C"]:
     """Probabilities under every variant, in float32: [V, N] of class 1 for a binary task, else [V, N, C]."""
     logits_of = one_variant(model, "logits")
 
-    def probability(parameters: Parameters, batch: Tensor) -> Tensor:
+    def probability(parameters: Parameters, x: Tensor) -> Tensor:
         activation = _sigmoid if kind == "binary" else _softmax
-        return per_variant(activation, logits_of(parameters, batch))
+        return per_variant(activation, logits_of(parameters, x))
 
-    return _in_batches(probability, stack, x)
+    return _in_batches(probability, stack, x, batch)
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
@@ -151,22 +152,23 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def attend(model: torch.nn.Module, stack: Stack, x: Float[Tensor, "S T F"]) -> Float[Tensor, "V S ..."]:
-    """Attention of the samples under every variant, in float32; the axes are the model's `attention_axes`."""
-    return _in_batches(one_variant(model, "attend"), stack, x)
+    """Attention of the samples under every variant, in float32; the axes are the model's `attention_axes`.
+
+    On a CPU each sample goes by itself, so that its attention is the same bytes whichever others are asked for.
+    """
+    return _in_batches(one_variant(model, "attend"), stack, x, PREDICTION_BATCH if x.is_cuda else 1)
 
 
-def _in_batches(function: Callable[[Parameters, Tensor], Tensor], stack: Stack, x: Tensor) -> Tensor:
+def _in_batches(function: Callable[[Parameters, Tensor], Tensor], stack: Stack, x: Tensor, batch: int) -> Tensor:
     """A function of one variant and a batch, over all variants and samples; float32."""
     stacked = vmap(function, in_dims=(0, None))
     parameters = stack.views(trained=True) | stack.views(trained=False)
     result: Tensor | None = None
     with torch.no_grad():
-        for start in range(0, len(x), _PREDICTION_BATCH):
-            batch = x[start : start + _PREDICTION_BATCH]
-            filled = torch.cat([batch, batch.new_zeros(_PREDICTION_BATCH - len(batch), *batch.shape[1:])])
-            values = stacked(parameters, filled)[:, : len(batch)]
+        for start in range(0, len(x), batch):
+            values = stacked(parameters, aligned(x[start : start + batch]))
             if result is None:
                 result = torch.empty(len(stack.theta), len(x), *values.shape[2:], device=x.device)
-            result[:, start : start + len(batch)] = values
+            result[:, start : start + batch] = values
     assert result is not None, "no samples"
     return result

@@ -28,8 +28,6 @@ def model_factory(spec: ModelSpec, *, features: int, steps: int, outputs: int) -
         built_in = partial(AttentionLSTM, hidden=spec.hidden, attend_over=spec.attend_over)
         return partial(built_in, **sizes, freeze_attention=spec.freeze_attention)
     package, _, name = spec.name.partition(":")
-    if not name:
-        raise SpecError(f"unknown model `{spec.name}`: use attention-lstm, or package:Class for a module of your own.")
     try:
         kind = getattr(importlib.import_module(package), name)
     except (ImportError, AttributeError) as error:
