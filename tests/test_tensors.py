@@ -1,0 +1,158 @@
+"""The tensors importer: arrays arrive unchanged, and a file that holds code is refused and not run."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from vmapens.cohort.importers.tensors import import_tensors
+from vmapens.cohort.schema import read_info
+from vmapens.errors import CohortError
+
+
+@pytest.fixture
+def pair():
+    """Data [6, 5, 3] with a cell in four not measured, and labels [6] of three classes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 5, 3, generator=generator)
+    x[torch.rand(6, 5, 3, generator=generator) < 0.25] = float("nan")
+    return x, torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def read_tensors(folder):
+    """Info, series with NaN for null, and the table of labels of a cohort."""
+    info = read_info(folder)
+    series = pl.read_parquet(folder / "series.parquet")
+    values = series.select([feature.name for feature in info.features]).fill_null(float("nan")).to_numpy()
+    return info, values.reshape(-1, info.steps, len(info.features)), pl.read_parquet(folder / "labels.parquet")
+
+
+def save_two_files(folder, x, y):
+    torch.save(x, folder / "a.pt")
+    torch.save(y, folder / "b.pt")
+    return [folder / "b.pt", folder / "a.pt"]
+
+
+def save_dict(folder, x, y):
+    torch.save({"labels": y, "mask": ~x.isnan(), "data": x}, folder / "all.pt")
+    return [folder / "all.pt"]
+
+
+def save_tuple(folder, x, y):
+    torch.save((x, y), folder / "all.pt")
+    return [folder]
+
+
+def save_npz(folder, x, y):
+    np.savez(folder / "all.npz", X=x.numpy(), y=y.numpy())
+    return [folder / "all.npz"]
+
+
+@pytest.mark.parametrize("save", [save_two_files, save_dict, save_tuple, save_npz])
+def test_tensors_arrive_unchanged_however_they_are_kept(tmp_path, pair, save):
+    x, y = pair
+    (tmp_path / "source").mkdir()
+    info = import_tensors(save(tmp_path / "source", x, y), tmp_path / "out", task="phenotype", minutes_per_step=5)
+    read, values, labels = read_tensors(tmp_path / "out")
+    assert info == read
+    assert np.array_equal(values, x.numpy(), equal_nan=True)
+    assert labels["phenotype"].to_list() == y.tolist()
+    assert labels["sample"].to_list() == list(range(6))
+    assert labels.columns == ["sample", "phenotype"]
+    assert [feature.name for feature in info.features] == ["feature_000", "feature_001", "feature_002"]
+    assert (info.steps, info.minutes_per_step) == (5, 5.0)
+    assert (info.tasks[0].kind, info.tasks[0].classes) == ("multiclass", ("0", "1", "2"))
+
+
+def test_pairs_named_by_split_become_a_split_column(tmp_path, pair):
+    x, y = pair
+    for name, rows in (("test", slice(4, 6)), ("train", slice(0, 3)), ("val", slice(3, 4))):
+        torch.save(x[rows].double(), tmp_path / f"X_{name}.pt")
+        torch.save(y[rows].float(), tmp_path / f"y_{name}.pt")
+    import_tensors([tmp_path], tmp_path / "out")
+    _, values, labels = read_tensors(tmp_path / "out")
+    assert np.array_equal(values, x.numpy(), equal_nan=True)
+    assert labels["split"].to_list() == ["train"] * 3 + ["valid"] + ["test"] * 2
+    assert labels["outcome"].to_list() == y.tolist()
+
+
+def test_npz_names_of_features_ids_and_split_are_kept(tmp_path, pair):
+    x, y = pair
+    ids, split = np.array(["f", "e", "d", "c", "b", "a"]), np.array(["train", "train", "val", "test", "test", "train"])
+    names = np.array(["hr", "map", "ph"])
+    np.savez(tmp_path / "all.npz", x=x.numpy(), y=(y > 0).numpy(), ids=ids, split=split, feature_names=names)
+    info = import_tensors([tmp_path / "all.npz"], tmp_path / "out")
+    _, values, labels = read_tensors(tmp_path / "out")
+    assert np.array_equal(values, x.numpy()[::-1], equal_nan=True)  # a cohort is sorted by sample
+    assert labels["sample"].to_list() == sorted(ids.tolist())
+    assert labels["split"].to_list() == ["train", "test", "test", "valid", "train", "train"]
+    assert [feature.name for feature in info.features] == names.tolist()
+    assert (info.tasks[0].kind, info.tasks[0].classes) == ("binary", ("0", "1"))
+
+
+class Code:
+    """What a hostile pickle is made of."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("ran",))
+
+
+def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, pair, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = pair
+    torch.save({"x": x, "y": y, "more": Code()}, "code.pt")
+    np.savez("code.npz", x=x.numpy(), y=np.array([Code()] * 6, dtype=object))
+    Path("junk.pt").write_bytes(b"\x80\x04junk")
+    Path("empty.pt").write_bytes(b"")
+    torch.save(x, "whole.pt")
+    Path("cut.pt").write_bytes(Path("whole.pt").read_bytes()[:-200])
+    for name in ("code.pt", "code.npz", "junk.pt", "empty.pt", "cut.pt"):
+        with pytest.raises(CohortError, match="code in a file is never run") as caught:
+            import_tensors([Path(name)], tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not Path("ran").exists()
+
+
+def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
+    x, y = pair
+    infinite = x.clone()
+    infinite[2, 1, 0] = float("inf")
+    infinite[4, 0, 2] = -float("inf")
+    cases = {
+        r"2 values of x are infinite \(as float32\), the first at sample 2, step 1, `feature_000`": {
+            "x": infinite,
+            "y": y,
+        },
+        r"1 values of x are infinite": {"x": torch.full((1, 1, 1), 1e300, dtype=torch.float64), "y": torch.tensor([0])},
+        r"x is of type int64, wanted float": {"x": torch.zeros(6, 5, 3, dtype=torch.int64), "y": y},
+        r"shape \(5,\), but x in .* is \(6, 5, 3\)": {"x": x, "y": y[:5]},
+        r"0 arrays could be y: got .*\[y\] \(6, 1\)": {"x": x, "y": y[:, None]},
+        r"0 arrays could be x": {"x": x[0], "y": y},
+        r"2 arrays could be x": {"a": x, "b": x, "y": y},
+        r"1 labels are no class, the first -1 at sample 3": {"x": x, "y": torch.tensor([0, 1, 2, -1, 1, 0])},
+        r"1 labels are no class, the first 0\.5": {"x": x, "y": torch.tensor([0, 1, 0.5, 1, 1, 0])},
+        r"1 labels are no class, the first nan": {"x": x, "y": torch.tensor([0, 1, float("nan"), 1, 1, 0])},
+        r"1 ids occur more than once: 7": {"x": x, "y": y, "ids": torch.tensor([7, 7, 1, 2, 3, 4])},
+        r"2 feature names, 2 different, for F = 3": {"x": x, "y": y, "feature_names": ["a", "b"]},
+        r"named so if there are more": {"x": x},
+        r"hold no arrays": {"note": "nothing here"},
+    }
+    for place, (message, content) in enumerate(cases.items()):
+        torch.save(content, tmp_path / f"{place}.pt")
+        with pytest.raises(CohortError, match=message) as caught:
+            import_tensors([tmp_path / f"{place}.pt"], tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    torch.save((x, y), tmp_path / "good.pt")
+    for message, arguments in {
+        "the task cannot be called `split`": {"task": "split"},
+        "wanted a number > 0": {"minutes_per_step": 0.0},
+    }.items():
+        with pytest.raises(CohortError, match=message):
+            import_tensors([tmp_path / "good.pt"], tmp_path / "out", **arguments)
+    for path, message in ((tmp_path / "none.pt", "does not exist"), (Path(__file__), "wanted .pt or .npz")):
+        with pytest.raises(CohortError, match=message):
+            import_tensors([path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
