@@ -13,6 +13,8 @@ from vmapens.spec import RunSpec
 _WORKSPACE_PER_STATE = 19  # floats that oneDNN keeps per hidden unit, step and sample (measured: 18.7 at small size)
 _WIDTH = 16  # widest on a CPU: more gains nothing, since what is kept has left the cache by then
 _BLOCK = 256
+_LIBRARIES_MIB = 300  # torch, Polars and pyarrow, imported
+_ARENAS = 2  # freed workspaces stay with the threads that used them
 _THETAS = 5  # theta, its best epoch, two moments, and the gradients on their way
 
 
@@ -42,8 +44,8 @@ class Needs:
 
     @property
     def memory_mib(self) -> float:
-        """Peak of data, block and step together."""
-        return self.data_mib + self.block_mib + self.step_mib
+        """Peak of the process: libraries, data, block and step together."""
+        return _LIBRARIES_MIB + self.data_mib + self.block_mib + _ARENAS * self.step_mib
 
 
 def needs(
