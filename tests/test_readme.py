@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks import table
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(sh|python|toml)\n(.*?)```", README, flags=re.DOTALL)
@@ -64,3 +66,8 @@ def test_the_first_screen_names_the_two_commands_and_the_makefile_has_them():
     first_screen = "\n".join(README.splitlines()[:25])
     assert "make demo" in first_screen
     assert "make test" in first_screen
+
+
+def test_the_tables_are_those_of_the_results():
+    assert table.variants_table() in README
+    assert table.splits_table() in README
