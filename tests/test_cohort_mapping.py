@@ -250,7 +250,10 @@ BAD = {
         "kind is `binary`, but there are 1 classes",
     ),
     "an unknown feature": (HEAD + SERIES + STEP + LABELS + "[features.x]\nunit = 'u'\n", r"not features of .* \(x\)"),
-    "a taken name": (HEAD + SERIES + STEP + LABELS + STATIC, r"1 columns have a name that is taken \(died\)"),
+    "a label as feature": (
+        HEAD + SERIES + STEP + LABELS + STATIC + "columns = ['died']\n",
+        r"1 columns have a name that is taken \(died\)",
+    ),
     "no static column": (HEAD + SERIES + STEP + LABELS + STATIC + "columns = ['age']\n", r"not in the file \(age\)"),
     "not a list": (HEAD + SERIES + STEP + "features = 3\n" + LABELS, "features is 3, wanted a list of texts"),
 }
@@ -274,3 +277,34 @@ def test_times_may_be_longer_than_a_year(tmp_path):
     rows = pl.DataFrame({"stay": [1], "when": when, "hr": [1.0]})
     text = "steps = 20000\nminutes_per_step = 60\n" + SERIES + "time_unit = 'duration'\n" + LABELS
     assert open_tables(write_mapping(tmp_path, rows, text=text)).series.collect()["step"].to_list() == [19200]
+
+
+def test_a_label_group_or_split_never_becomes_a_feature_by_default(tmp_path):
+    """Neither from the labels file read as a static table, nor from a series that repeats the label."""
+    labels = small_labels().rename({"sample": "id"}).with_columns(patient=pl.int_range(pl.len()), age=pl.lit(1.0) * 50)
+    series = named(small_series()).with_columns(died=pl.lit(1.0))
+    text = (
+        HEAD
+        + SERIES
+        + "time_unit = 'step'\n"
+        + LABELS
+        + "group = 'patient'\n[static]\nfile = 'out.parquet'\nsample = 'id'\n"
+    )
+    tables = open_tables(write_mapping(tmp_path, series, labels, text))
+    assert [feature.name for feature in tables.info.features] == [*NAMES, "age"]
+    with pytest.raises(CohortError, match="died is a label, group or split, which a model must not see"):
+        open_tables(write_mapping(tmp_path, series, labels, text.replace("[labels]", "features = ['died']\n[labels]")))
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (pl.lit(["a"]).alias("died"), r"wanted numbers, truth values or text"),
+        (pl.lit(b"a").alias("died"), r"wanted numbers, truth values or text"),
+        (pl.int_range(pl.len()).cast(pl.String).alias("died"), r"120 different texts; if it is a label"),
+    ],
+)
+def test_label_columns_of_other_types_are_refused(tmp_path, column, text):
+    labels = pl.DataFrame({"id": [f"stay-{number}" for number in range(120)]}).with_columns(column)
+    with pytest.raises(CohortError, match=text):
+        open_tables(write_mapping(tmp_path, named(small_series()), labels))

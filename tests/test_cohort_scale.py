@@ -99,7 +99,7 @@ def test_a_flat_feature_becomes_zeros_and_is_named(tmp_path, value):
     series = small_series()
     cohort = load(write_small(tmp_path / "c", series.with_columns(map=series["map"] * 0 + value if value else None)))
     assert not cohort.x[:, :, 1].any()
-    assert "1 features are constant or never measured in the training split" in cohort.warnings[-1]
+    assert "constant or never measured in the training split became all zeros (1): " in cohort.warnings[-1]
     assert cohort.warnings[-1].endswith(": map.")
     assert cohort.features["mean"].to_list()[1] == value
     assert cohort.features["std"].to_list()[1] == (0 if value else None)

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from vmapens.errors import OutputError
 
 
 @contextmanager
@@ -15,16 +17,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Yields:
         A path in the same folder, to be written and closed inside the block.
+
+    Raises:
+        OutputError: If the system refuses: no permission, no room, no such place.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except Exception as error:
+        # Polars and safetensors have errors of their own for what the system refuses; their text ends in its number.
+        if isinstance(error, OSError) or "(os error" in str(error):
+            first_line = str(error).splitlines()[0]
+            raise OutputError(f"{path} cannot be written: {first_line}; choose another --out, or make room.") from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

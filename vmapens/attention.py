@@ -57,7 +57,7 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
         return _stratified(rows, cohort.y[rows], int(number), seed)
     if which.startswith("@"):
         try:
-            lines = Path(which[1:]).read_text(encoding="utf-8").splitlines()
+            lines = Path(which[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{which[1:]} cannot be read as a list of ids ({error}); write one id a line.") from None
         ids = [line.strip() for line in lines if line.strip()]
@@ -181,7 +181,7 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     """
     if cohort.fingerprint != run.manifest["cohort"]["fingerprint"]:
         raise RunError(f"{run.paths.root} was trained on another cohort: its fingerprint differs; give the same files.")
-    before = dict(pl.read_parquet(run.paths.attention_index).iter_rows()) if run.saved_samples else {}
+    before = dict(pl.read_parquet(run.paths.attention_index, glob=False).iter_rows()) if run.saved_samples else {}
     rows = torch.tensor([row for row in rows.tolist() if cohort.samples[row] not in before], dtype=torch.int64)
     if len(rows) == 0:
         return []
@@ -260,6 +260,8 @@ def attend_samples(
     """
     run = open_run(path)
     spec = run.spec.cohort if cohort_path is None else replace(run.spec.cohort, path=str(cohort_path))
+    if not Path(spec.path).exists():
+        raise RunError(f"the cohort of {path} was {spec.path}, which is not there: say where it is with --cohort.")
     cohort = load_cohort(spec)
     rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
     module = run.model() if model is None else construct(model, 0)[0]

@@ -5,6 +5,7 @@ Results go to standard output, everything else to standard error. Exit status: 0
 """
 
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -35,9 +36,9 @@ from vmapens.terminal import TrainingProgress, say, summary_lines
 
 _INTERRUPTED = 130
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
-importers = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(importers, name="import", help="Turn data of another layout into a cohort folder.")
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+importers = typer.Typer(rich_markup_mode=None)
+app.add_typer(importers, name="import")
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")]
@@ -56,6 +57,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+@importers.callback()
+def sources() -> None:
+    """Turn data of another layout into a cohort folder.
+
+    Example: vmapens import physionet2012 set-a.tar.gz --out cohorts/set-a
+    """
+
+
 @importers.command("physionet2012")
 def import_physionet2012(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders or archives, one or more sets.")],
@@ -66,7 +75,9 @@ def import_physionet2012(
     Example: vmapens import physionet2012 set-a.tar.gz Outcomes-a.txt --out cohorts/set-a
     """
     from vmapens.cohort.importers.physionet2012 import import_physionet2012
+    from vmapens.cohort.schema import require_no_cohort
 
+    require_no_cohort(out)
     import_physionet2012(paths, out)
     _describe(out)
 
@@ -83,7 +94,9 @@ def import_tensors(
     Example: vmapens import tensors x.pt y.pt --out cohorts/mine --minutes-per-step 5
     """
     from vmapens.cohort.importers.tensors import import_tensors
+    from vmapens.cohort.schema import require_no_cohort
 
+    require_no_cohort(out)
     import_tensors(paths, out, task=task, minutes_per_step=minutes_per_step)
     _describe(out)
 
@@ -92,7 +105,7 @@ def import_tensors(
 def import_synthetic(
     out: Out,
     samples: Annotated[int, typer.Option(help="Stays.")] = 2000,
-    steps: Annotated[int, typer.Option(help="Hourly steps.")] = 48,
+    steps: Annotated[int, typer.Option(help="Even steps over 48 hours.")] = 48,
     features: Annotated[int, typer.Option(help="Vitals and labs.")] = 24,
     seed: Annotated[int, typer.Option(help="Draws everything.")] = 0,
 ) -> None:
@@ -121,7 +134,20 @@ def _describe(cohort: Path, as_json: bool = False) -> None:
     from vmapens.cohort.describe import describe_cohort
 
     description = describe_cohort(cohort)
-    typer.echo(json.dumps(description.table(), ensure_ascii=False) if as_json else description.text())
+    typer.echo(_json(description.table()) if as_json else description.text())
+
+
+def _json(value: object) -> str:
+    """One line of JSON; numbers that are not finite, which JSON does not have, become null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.command()
@@ -184,6 +210,8 @@ def train(
     spec = resolve(_given(line), read_config(config) if config else None)
     if not spec.cohort.path or not spec.cohort.task:
         raise SpecError("a cohort and its --task are needed: vmapens train COHORT --task mortality --out RUN.")
+    if resume and overwrite:
+        raise SpecError("--resume keeps a run and --overwrite removes it: give one of them.")
     if out is None and not dry_run:
         raise SpecError("--out is missing: name the run directory to write.")
     _train(spec, out, drop_state=drop_state, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
@@ -207,13 +235,14 @@ def _variants(
         raise SpecError("--variants, --seeds and --init-seeds say the same thing: give one of them.")
     if count is not None and count < 1:
         raise SpecError(f"--variants is {count}, but must be 1 or more.")
-    inits = list(range(count)) if count is not None else seeds or init
-    texts = {"init_seeds": inits, "order_seeds": order, "bootstrap_seeds": bootstrap}
-    read = {
-        name: list(whole_numbers(text, f"--{name.replace('_', '-')}")) if isinstance(text, str) else text
-        for name, text in texts.items()
-    }
-    return {"design": design, **read}
+    given = {"--seeds": f"0:{count}" if count else seeds, "--init-seeds": init}
+    given |= {"--order-seeds": order, "--bootstrap-seeds": bootstrap}
+    numbers = {option: list(whole_numbers(text, option)) if text else None for option, text in given.items()}
+    table = {"design": design, "init_seeds": numbers["--seeds"] or numbers["--init-seeds"]}
+    table |= {"order_seeds": numbers["--order-seeds"], "bootstrap_seeds": numbers["--bootstrap-seeds"]}
+    if numbers["--seeds"]:  # init and order the same, whatever a file says
+        table |= {"design": design or "paired", "order_seeds": numbers["--order-seeds"] or []}
+    return table
 
 
 def _block(text: str | None) -> int | str | None:
@@ -244,7 +273,7 @@ def _train(
             "attention_mib": round(needs.attention_mib),
             "disk_mib": round(needs.disk_mib),
         }
-        typer.echo(json.dumps(sizes) if as_json else "\n".join(f"{name:<24}{size}" for name, size in sizes.items()))
+        typer.echo(_json(sizes) if as_json else "\n".join(f"{name:<24}{size}" for name, size in sizes.items()))
         return
     progress = TrainingProgress()
     try:
@@ -258,7 +287,7 @@ def _train(
     summary = run.summary()
     if as_json:
         table = {"out": str(out), "variants": len(run.variants), "spec": to_table(spec), "summary": summary.to_dicts()}
-        typer.echo(json.dumps(table, ensure_ascii=False))
+        typer.echo(_json(table))
     else:
         typer.echo("\n".join([f"{len(run.variants)} variants in {out}", *summary_lines(summary)]))
 
@@ -280,10 +309,12 @@ def demo(
 
     from vmapens.cohort.schema import INFO_FILE, read_info
     from vmapens.cohort.synthetic import SOURCE, make_synthetic
+    from vmapens.run import require_no_run
 
-    cohort = out.with_name(f"{out.name}-cohort")
+    cohort = Path(f"{out}-cohort")
     line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 10, "lr": 2e-3}}
     spec = resolve({**line, "variants": _given(_variants(variants))})
+    require_no_run(out, overwrite=overwrite)
     if overwrite and (cohort / INFO_FILE).exists() and read_info(cohort).source.startswith(SOURCE):
         shutil.rmtree(cohort)
     make_synthetic(cohort, samples=2000, steps=48, features=24, seed=0)
@@ -306,7 +337,7 @@ def attend(
 
     written = attend_samples(run, samples, cohort)
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "samples": written}))
+        typer.echo(_json({"run": str(run), "samples": written}))
     else:
         typer.echo(f"attention of {len(written)} more samples is in {run / 'attention'}")
 
@@ -333,11 +364,16 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    if arguments in ([], ["import"]):
+        arguments = [*arguments, "--help"]
     try:
         result: Any = app(arguments, standalone_mode=False)
         status = result if isinstance(result, int) else 0
     except VmapensError as error:
         say(f"error: {error}")
+        return 2
+    except MemoryError as error:
+        say(f"error: not enough memory ({error}); --dry-run says what a run needs.")
         return 2
     except typer.TyperException as error:
         say(f"error: {' '.join(error.format_message().split())} Try `vmapens --help`.")

@@ -23,3 +23,7 @@ class StackError(VmapensError):
 
 class RunError(VmapensError):
     """A run directory is missing, in the way, or incomplete."""
+
+
+class OutputError(VmapensError):
+    """A file cannot be written."""

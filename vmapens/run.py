@@ -18,7 +18,7 @@ from vmapens import arrow
 from vmapens.atomic import atomic_path, write_text
 from vmapens.cohort.schema import Task
 from vmapens.ensemble.stack import Column, Stack
-from vmapens.errors import RunError, SpecError
+from vmapens.errors import OutputError, RunError, SpecError
 from vmapens.nn.factory import model_factory
 from vmapens.spec import RunSpec, from_table
 
@@ -93,20 +93,32 @@ def create_run(root: Path, *, overwrite: bool) -> RunPaths:
     """Make an empty run directory.
 
     Raises:
-        RunError: If something is there already and `overwrite` is not set, or it is no run, or cannot be written.
+        RunError: If something is there already and `overwrite` is not set, or it is no run.
+        OutputError: If it cannot be written.
     """
     paths = RunPaths(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        if not overwrite:
-            raise RunError(f"{root} exists already: choose another --out, or --resume it, or --overwrite it.")
-        if not paths.manifest.exists():
-            raise RunError(f"{root} is not a run (it has no run.json): it is not overwritten; choose another --out.")
-        shutil.rmtree(root)
+    require_no_run(root, overwrite=overwrite)
     try:
+        if root.exists():
+            shutil.rmtree(root)
         paths.block(0, 1).parent.mkdir(parents=True)
     except OSError as error:
-        raise RunError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
+        raise OutputError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
     return paths
+
+
+def require_no_run(root: Path, *, overwrite: bool) -> None:
+    """Say before any work that a run cannot go here.
+
+    Raises:
+        RunError: If something is there already and `overwrite` is not set, or it is no run.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    if not overwrite:
+        raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
+    if not RunPaths(root).manifest.exists():
+        raise RunError(f"{root} is not a run (it has no run.json): it is not overwritten; choose another --out.")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -294,7 +306,7 @@ class Run:
 
     def _parquet(self, path: Path) -> pl.DataFrame:
         try:
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
             first = str(error).splitlines()[0]
             raise RunError(f"{path} cannot be read ({first}); train the run again or --resume it.") from error
@@ -308,7 +320,7 @@ def read_manifest(paths: RunPaths) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads(paths.manifest.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
+        version, _ = manifest["format_version"], manifest["state"]
     except FileNotFoundError:
         raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -337,18 +349,20 @@ def export_variant(run: Path, variant: int, out: Path) -> None:
     """Write the kept weights of one variant as a plain state_dict, `.pt` or `.safetensors` by the name of `out`.
 
     Raises:
-        RunError: If there is no such variant, `out` exists, cannot be written, or has another ending.
+        RunError: If there is no such variant, it failed, `out` exists or has another ending.
+        OutputError: If `out` cannot be written.
     """
     if out.suffix not in (".pt", ".safetensors"):
         raise RunError(f"{out} ends in `{out.suffix}`: name a .pt or a .safetensors file.")
     if out.exists():
         raise RunError(f"{out} exists already: choose another --out.")
-    tensors = open_run(run).state_dict(variant)
-    try:
-        with atomic_path(out) as temporary:
-            if out.suffix == ".pt":
-                torch.save(tensors, temporary)
-            else:
-                safetensors.torch.save_file(tensors, temporary)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written ({error.strerror}): choose another --out.") from error
+    opened = open_run(run)
+    tensors = opened.state_dict(variant)
+    if opened.variants["status"][variant] != "ok":
+        raise RunError(f"variant {variant} failed: no epoch of it had a finite score; there is nothing to export.")
+    with atomic_path(out) as temporary:
+        if out.suffix == ".pt":
+            with temporary.open("wb") as file:
+                torch.save(tensors, file)
+        else:
+            safetensors.torch.save_file(tensors, temporary)

@@ -21,6 +21,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Unmatched = Literal["error", "keep", "drop"]
 Table = dict[str, Any]
+_MOST_NUMBERS = 1_000_000
 
 
 def _require(holds: bool, what: str, got: object, wanted: str) -> None:
@@ -50,7 +51,7 @@ class CohortSpec:
     unmatched: Unmatched = "error"
 
     def __post_init__(self) -> None:
-        _require(self.split_seed >= 0, "split_seed", self.split_seed, "0 or more")
+        _require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "from 0 to 2^63 - 1")
         good = all(share > 0 for share in self.fractions) and abs(sum(self.fractions) - 1) < 1e-9
         _require(good, "fractions", list(self.fractions), "three positive shares with sum 1")
 
@@ -178,6 +179,7 @@ class RunSpec:
     preset: str = ""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.attention_seed < 2**63, "attention_seed", self.attention_seed, "from 0 to 2^63 - 1")
         _require(self.block == "auto" or self.block >= 1, "block", self.block, "1 or more, or auto")
 
 
@@ -212,6 +214,7 @@ def whole_numbers(text: str, what: str) -> tuple[int, ...]:
     try:
         if ":" in text:
             start, stop = (int(part) for part in text.split(":"))
+            _require(stop - start <= _MOST_NUMBERS, f"{what} `{text}`", "too long", f"{_MOST_NUMBERS} numbers at most")
             numbers = tuple(range(start, stop))
         else:
             numbers = tuple(int(part) for part in text.split(","))
@@ -230,7 +233,7 @@ def read_config(path: Path) -> Table:
         SpecError: If the file is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist; --config wants a TOML file.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -249,7 +252,7 @@ def resolve(command_line: Table, config: Table | None = None, preset: str = "") 
         SpecError: If a key or preset is unknown, or a value is of the wrong type or outside its range.
     """
     preset = command_line.get("preset") or (config or {}).get("preset") or preset
-    if preset and preset not in PRESETS:
+    if preset and (not isinstance(preset, str) or preset not in PRESETS):
         raise SpecError(f"unknown preset `{preset}`: there are {', '.join(PRESETS)}.")
     merged: Table = {"preset": preset}
     for layer in (PRESETS.get(preset, {}), config or {}, command_line):
@@ -300,7 +303,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise SpecError(f"{where} is `{value}`, but must be one of {', '.join(map(str, arguments))}.")
     if origin in (types.UnionType, typing.Union):
         first, second = arguments
-        return _convert(second if isinstance(value, list | tuple | str) else first, value, where)
+        is_second = isinstance(value, list | tuple) or (isinstance(value, str) and typing.get_origin(second) is Literal)
+        return _convert(second if is_second else first, value, where)
     if origin is tuple:
         if isinstance(value, str) and arguments[0] is int:
             return whole_numbers(value, where)

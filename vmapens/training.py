@@ -346,6 +346,7 @@ def _check_same_run(old: dict[str, Any], new: dict[str, Any], out: Path) -> None
     new = json.loads(json.dumps(new))
     keys = ("spec", "cohort", "model", "blocks", "versions")
     before, now = (dict(_leaves({key: manifest[key] for key in keys})) for manifest in (old, new))
+    del now["spec.cohort.path"]  # the fingerprint says whether it is the same
     different = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now[key]]
     if different:
         raise RunError(f"{out} cannot be resumed: {'; '.join(different)}. Use the same settings, cohort and versions.")

@@ -35,6 +35,6 @@ def first_five(names: Iterable[str]) -> str:
     >>> first_five("gfedcba")
     'a, b, c, d, e, ...'
     """
-    distinct = list(set(names))
+    distinct = list({name.replace("\n", "\\n").replace("\r", "\\r") for name in names})  # an error is one line
     ordered = [distinct[row] for row in sample_order(distinct)]
     return ", ".join(ordered[:5]) + (", ..." if len(ordered) > 5 else "")

@@ -4,6 +4,7 @@
 under 2.5 times the tensor (`python -m benchmarks run load`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,20 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     samples, y, labels = _labelled(labels, task, tables.source)
     split = _split(labels, samples, y, spec, warnings)
     check_split(split, y, task.classes, tables.source)
+    for name in SPLITS:
+        absent = sorted(set(range(len(task.classes))) - set(y[split == name].tolist()))
+        if absent:
+            some = first_five([task.classes[code] for code in absent])
+            warnings.append(f"the {name} split has no sample of {len(absent)} of {len(task.classes)} classes ({some}).")
 
     features = len(tables.info.features)
     shape = (len(samples), tables.info.steps, features * (2 if spec.indicators else 1))
     # NumPy and torch share this memory; all the arithmetic below is in place.
-    x = np.full(shape, np.nan, dtype=np.float32)
+    try:
+        x = np.full(shape, np.nan, dtype=np.float32)
+    except (MemoryError, ValueError):
+        gib = 4 * math.prod(shape) / 2**30
+        raise CohortError(f"{tables.source}: {shape} values need {gib:.0f} GiB, which is not there.") from None
     values = x[:, :, :features]
     fill_grid(tables, samples, values)
     observed = np.isfinite(values)
@@ -97,6 +107,9 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     scaling = fit_scaling(values, np.flatnonzero(split == "train"))
     standardise(values, scaling)
     if spec.indicators:
+        clash = {f"{feature.name}_missing" for feature in tables.info.features} & {f.name for f in tables.info.features}
+        if clash:
+            raise CohortError(f"{tables.source}: indicators would repeat the names {first_five(clash)}; rename these.")
         np.logical_not(observed, out=x[:, :, features:], casting="unsafe")
         observed = np.concatenate([observed, np.ones_like(observed)], axis=2)
     table = _feature_table(tables.info, scaling, indicators=spec.indicators)

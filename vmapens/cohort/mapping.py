@@ -14,7 +14,7 @@ A complete example with every key; those marked * must be there, the others show
     sample = "stay_id"              # *
     time = "time"                   # *
     time_unit = "duration"          # * "duration" (a Parquet duration), "hours" (a number) or "step" (a whole number)
-    features = ["hr", "map"]        # default: every numeric column that is not used otherwise
+    features = ["hr", "map"]        # default: every numeric column but the labels, groups, splits
 
     [labels]
     file = "outc.parquet"           # *
@@ -31,7 +31,7 @@ A complete example with every key; those marked * must be there, the others show
     [static]                        # default none
     file = "sta.parquet"            # *
     sample = "stay_id"              # *
-    columns = ["age"]               # default: every numeric column; each becomes a feature with one value for all steps
+    columns = ["age"]               # default: every numeric column but those of the labels; one value for all steps
 
     [features.hr]                   # for any feature, static ones as well
     unit = "/min"                   # default ""
@@ -67,6 +67,7 @@ _SERIES = {"files", "layout", "sample", "time", "time_unit", "features", "featur
 _LABELS = {"file", "sample", "group", "split", "tasks"}
 _STATIC = {"file", "sample", "columns"}
 _RESERVED = {"sample", "step", "time"}
+_MOST_TEXTS = 100
 
 
 class Mapped(NamedTuple):
@@ -87,7 +88,7 @@ def read_mapping(path: Path) -> Mapped:
             it names is not there.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CohortError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -96,10 +97,12 @@ def read_mapping(path: Path) -> Mapped:
     steps, minutes = root.whole("steps"), root.positive("minutes_per_step")
     outside = root.choice("outside", ("error", "drop"), "error")
     timed, labelled = root.section("series", _SERIES), root.section("labels", _LABELS)
+    label_files = labelled.files("file")
+    labels, tasks, taken = _labels(labelled, collect(scan(label_files), path))
     long = timed.choice("layout", ("wide", "long"), "wide") == "long"
     series_files = timed.files("files")
     keys = _keys(timed, scan(series_files), minutes)
-    rows, names = (_long if long else _wide)(timed, scan(series_files), keys)
+    rows, names = (_long if long else _wide)(timed, scan(series_files), keys, taken)
     dropped: dict[str, int] = {}
     if outside == "drop":
         inside = pl.col("step").is_between(0, steps - 1).fill_null(value=False)
@@ -114,13 +117,11 @@ def read_mapping(path: Path) -> Mapped:
         series = rows.drop("time")
     else:
         series = _last_of_each_step(rows, names)
-    label_files = labelled.files("file")
-    labels, tasks = _labels(labelled, collect(scan(label_files), path))
     static_files: list[Path] = []
     if "static" in table:
         static = root.section("static", _STATIC)
         static_files = static.files("file")
-        joined = _join_static(static, labels, collect(scan(static_files), path), names)
+        joined = _join_static(static, labels, collect(scan(static_files), path), {*names, *taken})
         names += [name for name in joined.columns if name not in labels.columns]
         labels = joined
     info = CohortInfo(
@@ -153,12 +154,12 @@ def _keys(section: Section, raw: pl.LazyFrame, minutes: float) -> list[pl.Expr]:
     return [pl.col(sample).alias("sample"), step.cast(pl.Int32, strict=False).alias("step"), when.alias("time")]
 
 
-def _wide(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.LazyFrame, list[str]]:
+def _wide(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr], taken: set[str]) -> tuple[pl.LazyFrame, list[str]]:
     """Rows with the keys and one column a feature; and the names of the features."""
     schema = raw.collect_schema()
-    used = {section.text("sample"), section.text("time")}
+    used = {section.text("sample"), section.text("time"), *taken}
     numeric = [name for name, kind in schema.items() if kind.is_numeric() and name not in used]
-    names = _chosen(section, numeric, schema)
+    names = _chosen(section, numeric, schema, taken)
     numbers = number_columns(raw)
     wrong = [f"{name} is {schema[name]}" for name in names if name not in numbers]
     if wrong:
@@ -166,7 +167,7 @@ def _wide(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.
     return raw.select(*keys, *(_measured(name) for name in names)), names
 
 
-def _long(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.LazyFrame, list[str]]:
+def _long(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr], taken: set[str]) -> tuple[pl.LazyFrame, list[str]]:
     """Rows with the keys, `name` and `value`; and the names of the features."""
     schema = raw.collect_schema()
     name, value = section.column("feature", schema), section.column("value", schema)
@@ -174,10 +175,10 @@ def _long(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr]) -> tuple[pl.
         section.fail(f"column `{value}` is {schema[value]}, wanted numbers")
     rows = raw.select(*keys, pl.col(name).cast(pl.String).alias("name"), _measured(value).alias("value"))
     known = collect(rows.select("name").unique(), section.path)["name"].drop_nulls().to_list()
-    return rows, _chosen(section, sorted(known), known)
+    return rows, _chosen(section, sorted(set(known) - taken), known, taken)
 
 
-def _chosen(section: Section, default: Sequence[str], known: Container[str]) -> list[str]:
+def _chosen(section: Section, default: Sequence[str], known: Container[str], taken: set[str]) -> list[str]:
     names = section.texts("features", list(default))
     absent = [name for name in names if name not in known]
     if absent:
@@ -185,6 +186,9 @@ def _chosen(section: Section, default: Sequence[str], known: Container[str]) -> 
     clash = sorted(_RESERVED & set(names))
     if clash:
         section.fail(f"a feature cannot be called {', '.join(clash)}; choose `features` without it")
+    leaks = sorted(taken & set(names))
+    if leaks:
+        section.fail(f"{first_five(leaks)} is a label, group or split, which a model must not see; leave it out")
     return names
 
 
@@ -214,8 +218,10 @@ class _Gather:
         return _last_of_each_step(mine.select("sample", "step", "time", *value.values()), features)
 
 
-def _labels(section: Section, raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Task, ...]]:
+def _labels(section: Section, raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Task, ...], set[str]]:
+    """The labels, their tasks, and the names that no feature may have: those of labels, groups and splits."""
     schema = raw.schema
+    taken = {section.text(key) for key in ("group", "split") if key in section.table}
     columns = [pl.col(section.column("sample", schema)).alias("sample")]
     columns += [pl.col(section.column(key, schema)).alias(key) for key in ("group", "split") if key in section.table]
     wanted = section.table.get("tasks")
@@ -232,13 +238,15 @@ def _labels(section: Section, raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Ta
         one = Section(section.path, f"[labels.tasks.{name}]", entry, {"column", "kind", "classes", "note"})
         if name in {"sample", "group", "split"}:
             one.fail(f"a task cannot be called {name}")
-        code, classes = _classes(one, raw[one.column("column", schema, name)])
+        column = one.column("column", schema, name)
+        taken |= {name, column}
+        code, classes = _classes(one, raw[column])
         kind = one.choice("kind", ("binary", "multiclass"), "binary" if len(classes) == 2 else "multiclass")
         if kind == "binary" and len(classes) != 2:
             one.fail(f"kind is `binary`, but there are {len(classes)} classes ({first_five(classes)})")
         tasks.append(Task(name, "binary" if kind == "binary" else "multiclass", tuple(classes), one.text("note", "")))
         codes.append(code.alias(name))
-    return raw.select(columns).with_columns(codes), tuple(tasks)
+    return raw.select(columns).with_columns(codes), tuple(tasks), taken
 
 
 def _classes(section: Section, values: pl.Series) -> tuple[pl.Series, list[str]]:
@@ -249,22 +257,31 @@ def _classes(section: Section, values: pl.Series) -> tuple[pl.Series, list[str]]
         top = values.cast(pl.Float64).fill_nan(None).max()
         count = max(int(top) + 1 if isinstance(top, float) and 0 <= top < 1000 else 2, 2)
         return values, section.texts("classes", [str(number) for number in range(count)])
+    if values.dtype.is_nested() or values.dtype == pl.Binary:
+        section.fail(f"the column `{values.name}` is {values.dtype}, wanted numbers, truth values or text")
     text = values.cast(pl.String)
-    classes = section.texts("classes", sorted(text.drop_nulls().unique().to_list()))
+    found = sorted(text.drop_nulls().unique().to_list())
+    if "classes" not in section.table and len(found) > _MOST_TEXTS:
+        section.fail(
+            f"the column `{values.name}` has {len(found)} different texts; if it is a label, name its `classes`"
+        )
+    classes = section.texts("classes", found)
     unknown = set(text.drop_nulls().to_list()) - set(classes)
     if unknown:
         section.fail(f"{len(unknown)} values are none of its classes ({first_five(unknown)})")
     return text.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes
 
 
-def _join_static(section: Section, labels: pl.DataFrame, raw: pl.DataFrame, timed: Sequence[str]) -> pl.DataFrame:
+def _join_static(section: Section, labels: pl.DataFrame, raw: pl.DataFrame, taken: set[str]) -> pl.DataFrame:
     sample = section.column("sample", raw.schema)
-    numeric = [name for name, kind in raw.schema.items() if kind.is_numeric() and name != sample]
+    if not (raw.schema[sample] == pl.String or raw.schema[sample].is_integer()):
+        section.fail(f"`{sample}` is {raw.schema[sample]}, wanted text or whole numbers")
+    numeric = [name for name, kind in raw.schema.items() if kind.is_numeric() and name not in {sample, *taken}]
     names = section.texts("columns", numeric)
     absent = [name for name in names if name not in raw.columns]
     if absent:
         section.fail(f"{len(absent)} columns are not in the file ({first_five(absent)})")
-    clash = [name for name in names if name in timed or name in labels.columns or name in _RESERVED]
+    clash = [name for name in names if name in taken or name in labels.columns or name in _RESERVED]
     if clash:
         section.fail(
             f"{len(clash)} columns have a name that is taken ({first_five(clash)}); leave them out of `columns`"

@@ -89,21 +89,31 @@ def write_cohort(folder: Path, info: CohortInfo, series: pl.DataFrame | pl.LazyF
         labels: Columns `sample`, the tasks, and any of `group`, `split`, static columns; sorted here by sample.
 
     Raises:
-        CohortError: If the folder holds a cohort already or cannot be written.
+        CohortError: If the folder holds a cohort already.
+        OutputError: If it cannot be written.
     """
-    if (folder / INFO_FILE).exists():
-        raise CohortError(f"{folder} holds a cohort already: choose another --out, or remove it first.")
+    require_no_cohort(folder)
     columns = [pl.col("sample"), pl.col("step").cast(pl.Int32)]
     columns += [pl.col(feature.name).cast(pl.Float32) for feature in info.features]
     rows = series.lazy().select(columns).sort("sample", "step")
-    try:
-        with atomic_path(folder / SERIES_FILE) as path:
-            rows.sink_parquet(path, row_group_size=_ROW_GROUP)
-        with atomic_path(folder / LABELS_FILE) as path:
-            labels.sort("sample").write_parquet(path)
-        write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise CohortError(f"cannot write the cohort to {folder}: {error}.") from error
+    with atomic_path(folder / SERIES_FILE) as path:
+        rows.sink_parquet(path, row_group_size=_ROW_GROUP)
+    with atomic_path(folder / LABELS_FILE) as path:
+        labels.sort("sample").write_parquet(path)
+    write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")
+
+
+def require_no_cohort(folder: Path) -> None:
+    """Say before any work that a cohort cannot go here.
+
+    Raises:
+        CohortError: If one of its files is there already.
+    """
+    if (folder / INFO_FILE).exists():
+        raise CohortError(f"{folder} holds a cohort already: choose another --out, or remove it first.")
+    taken = [name for name in (SERIES_FILE, LABELS_FILE) if (folder / name).exists()]
+    if taken:
+        raise CohortError(f"{folder} holds {' and '.join(taken)} already, of something else: choose another --out.")
 
 
 def read_info(folder: Path) -> CohortInfo:
@@ -121,8 +131,35 @@ def read_info(folder: Path) -> CohortInfo:
         table["features"] = tuple(Feature(**entry) for entry in table["features"])
         table["tasks"] = tuple(Task(**{**entry, "classes": tuple(entry["classes"])}) for entry in table["tasks"])
         table["notes"] = tuple(table["notes"])
-        return CohortInfo(**table)
+        info = CohortInfo(**table)
+        problem = _problem(info)
+        if problem:
+            raise ValueError(problem)
+        return info
     except FileNotFoundError:
         raise CohortError(f"{path} does not exist: {folder} is not a cohort; make one with `vmapens import`.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CohortError(f"{path} cannot be read as a cohort description ({error}); import it again.") from error
+
+
+def _problem(info: CohortInfo) -> str:
+    """What is wrong with the types and values of a description that was read; "" if nothing is."""
+    names = [feature.name for feature in info.features] + [task.name for task in info.tasks]
+    texts = [text for f in info.features for text in (f.name, f.unit, f.group)]
+    texts += [text for task in info.tasks for text in (task.name, task.note, *task.classes)]
+    if type(info.steps) is not int:
+        return f"steps is {info.steps!r}, wanted a whole number"
+    if type(info.minutes_per_step) not in (int, float) or not 0 < info.minutes_per_step < float("inf"):
+        return f"minutes_per_step is {info.minutes_per_step!r}, wanted a number above 0"
+    if not all(isinstance(text, str) for text in (*texts, *info.notes, info.source, info.licence)):
+        return "names, units, classes and notes must be texts"
+    if len(set(names)) < len(names):
+        return "two features or tasks have the same name"
+    if not isinstance(info.dropped, dict):
+        return f"dropped is {info.dropped!r}, wanted a table"
+    for task in info.tasks:
+        if task.kind not in ("binary", "multiclass") or len(task.classes) < 2:
+            return f"task `{task.name}` is {task.kind} with {len(task.classes)} classes"
+        if task.kind == "binary" and len(task.classes) != 2:
+            return f"task `{task.name}` is binary, but has {len(task.classes)} classes"
+    return ""

@@ -23,7 +23,7 @@ import polars as pl
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from vmapens.atomic import atomic_path
-from vmapens.cohort.schema import INFO_FILE, CohortInfo, Feature, Task, write_cohort
+from vmapens.cohort.schema import CohortInfo, Feature, Task, require_no_cohort, write_cohort
 from vmapens.errors import CohortError
 
 TRUTH_FILE = "truth.parquet"
@@ -198,12 +198,9 @@ def make_synthetic(
             f"mean Bayes probability {probability.mean():.3f}.",
         ),
     )
-    try:
-        for name, frame in ((TRUTH_FILE, truth.sort("sample", "step")), (BAYES_FILE, bayes.sort("sample"))):
-            with atomic_path(out / name) as path:
-                frame.write_parquet(path)
-    except OSError as error:
-        raise CohortError(f"cannot write the cohort to {out}: {error}.") from error
+    for name, frame in ((TRUTH_FILE, truth.sort("sample", "step")), (BAYES_FILE, bayes.sort("sample"))):
+        with atomic_path(out / name) as path:
+            frame.write_parquet(path)
     write_cohort(out, info, pl.concat(frames, rechunk=False), pl.DataFrame({"sample": ids, "outcome": outcome}))
     return info
 
@@ -219,9 +216,7 @@ def _check(out: Path, samples: int, steps: int, features: int, seed: int, missin
     problems = [problem for holds, problem in wanted if not holds]
     if problems:
         raise CohortError(f"synthetic cohort: {'; '.join(problems)}.")
-    # Said before the work, and before the truth of the cohort that is there would be replaced.
-    if (out / INFO_FILE).exists():
-        raise CohortError(f"{out} holds a cohort already: choose another --out, or remove it first.")
+    require_no_cohort(out)  # before the truth of a cohort that is there would be replaced
 
 
 def _choose(features: int, rng: np.random.Generator) -> tuple[_Signal, ...]:

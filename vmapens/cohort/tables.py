@@ -123,6 +123,13 @@ def _problems(info: CohortInfo, series_frame: pl.LazyFrame, labels_frame: pl.Dat
     unlabelled = [task.name for task in info.tasks if task.name not in labels]
     if unlabelled:
         found.append(f"{len(unlabelled)} tasks have no column in the labels ({first_five(unlabelled)})")
+    for name in ("group", "split", *(task.name for task in info.tasks)):
+        kind = labels.get(name)
+        if kind is not None and (kind.is_nested() or kind == pl.Binary):
+            found.append(f"`{name}` of the labels is {kind}, wanted text or whole numbers")
+    leaks = sorted(places.keys() & {"group", "split", *(task.name for task in info.tasks)})
+    if leaks:
+        found.append(f"{first_five(leaks)} is a label, group or split and cannot be a feature")
     if info.steps < 1:
         found.append(f"the grid has {info.steps} steps, wanted 1 or more")
     if not info.features:
@@ -131,10 +138,11 @@ def _problems(info: CohortInfo, series_frame: pl.LazyFrame, labels_frame: pl.Dat
 
 
 def _normal_labels(labels: pl.DataFrame, source: Path) -> pl.DataFrame:
-    labels = labels.with_columns(pl.col("sample").cast(pl.String if labels.schema["sample"] == pl.String else pl.Int64))
+    kind = pl.String if labels.schema["sample"] == pl.String else pl.Int64
+    labels = labels.with_columns(pl.col("sample").cast(kind, strict=False))
     nulls = labels["sample"].null_count()
     if nulls:
-        raise CohortError(f"{source}: {nulls} rows of the labels have no `sample`; give each row its id.")
+        raise CohortError(f"{source}: {nulls} rows of the labels have no `sample`, or one of 2^63 or more.")
     twice = labels.filter(pl.col("sample").is_duplicated())["sample"].cast(pl.String).unique().to_list()
     if twice:
         raise CohortError(

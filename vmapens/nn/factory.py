@@ -30,6 +30,11 @@ def model_factory(spec: ModelSpec, *, features: int, steps: int, outputs: int) -
     package, _, name = spec.name.partition(":")
     try:
         kind = getattr(importlib.import_module(package), name)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"model `{spec.name}` cannot be imported ({error}); is its folder on PYTHONPATH?") from None
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SpecError(
+            f"model `{spec.name}` cannot be imported ({first_line}); is its folder on PYTHONPATH?"
+        ) from error
+    if not callable(kind):
+        raise SpecError(f"model `{spec.name}` is {type(kind).__name__}, wanted a class of modules.")
     return partial(kind, **sizes, **spec.options)
