@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from twin import PlainAttentionLSTM
 
 import vmapens
+from vmapens import arrow
 from vmapens.attention import attend_samples, choose_samples
 from vmapens.cohort.load import load_cohort
 from vmapens.cohort.synthetic import make_synthetic
@@ -210,10 +211,19 @@ def test_attend_adds_samples_and_leaves_the_others_alone(cohort_folder, tmp_path
     written = attend_samples(run.paths.root, "test")
     again = vmapens.open_run(run.paths.root)
     assert len(written) == 30 - 7
-    assert len(again.saved_samples) == 30
+    training = attend_samples(run.paths.root, "train:4")
+    assert len(training) == 4
+    rows = [load_cohort(run.spec.cohort).samples.index(sample) for sample in training]
+    plain = PlainAttentionLSTM(F, T, 4, 1)
+    plain.load_state_dict(run.state_dict(1))
+    table = arrow.read_table(run.paths.attention(0, 2, 2)).slice(4, 4)
+    with torch.no_grad():
+        wanted = torch.sigmoid(plain(load_cohort(run.spec.cohort).x[sorted(rows)]))[:, 0]
+    assert np.abs(table["probability"].to_numpy() - wanted.numpy()).max() < 1e-6
+    assert len(again.saved_samples) == 34
     assert run.paths.attention(0, 2, 0).read_bytes() == before
     assert np.array_equal(again.attention(run.saved_samples), first)
-    assert again.inputs.height == 30
+    assert again.inputs.height == 34
     assert attend_samples(run.paths.root, "test:3") == []
 
 

@@ -192,13 +192,17 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     schema = arrow.attention_schema(sizes, run.manifest["model"]["outputs"], _metadata(run))
     mib = 4 * len(rows) * np.prod(sizes) / 2**20
     written, predictions = _written_probabilities(run, samples)
+    others = np.setdiff1d(np.arange(len(samples)), written)
     for start, stop in run.blocks:
         with arrow.write_attention(run.paths.attention(start, stop, part), schema) as writer:
             for first, stack in _groups(run, [(start, stop)], device, float(mib)):
-                probability = predict(model, cohort.task.kind, stack, x, batch=1).cpu().numpy()
-                probability[:, written] = predictions[first : first + len(stack.theta)]
+                count = len(stack.theta)
+                probability = np.empty((count, len(samples), *predictions.shape[2:]), np.float32)
+                probability[:, written] = predictions[first : first + count]
+                if len(others):
+                    probability[:, others] = predict(model, cohort.task.kind, stack, x[others], batch=1).cpu().numpy()
                 weights = attend(model, stack, x).cpu().numpy()
-                for place in range(len(stack.theta)):
+                for place in range(count):
                     writer.write(first + place, samples, y, probability[place], weights[place])
     index = {**before, **dict.fromkeys(samples, part)}
     saved = torch.tensor([row for row, sample in enumerate(cohort.samples) if sample in index], dtype=torch.int64)
