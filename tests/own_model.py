@@ -74,3 +74,14 @@ class OtherNames(MeanPool):
         super().__init__(features, steps, outputs)
         self.logits = nn.Linear(features, features)
         self.attend = nn.Linear(features, features)
+
+
+class PlainLSTM(MeanPool):
+    """Uses an operation without a batching rule."""
+
+    def __init__(self, features: int, steps: int, outputs: int) -> None:
+        super().__init__(features, steps, outputs)
+        self.lstm = nn.LSTM(features, features, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(self.lstm(x)[0])

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def shrink(command: str) -> str:
 def folder(shared_data, tmp_path_factory):
     """Holds what the README supposes: the archive of set a, two files of a hospital, and the demo (18 variants)."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "set-a.tar.xz").symlink_to(shared_data / "physionet2012-set-a.tar.xz")
+    (folder / "set-a.tar.gz").symlink_to(shared_data / "physionet2012-set-a.tar.xz")
+    with tarfile.open(shared_data / "physionet2012-set-a.tar.xz") as archive:
+        (folder / "Outcomes-a.txt").write_bytes(archive.extractfile("Outcomes-a.txt").read())
     rng = np.random.default_rng(0)
     stays, hours = 60, 48
     series = {"stay_id": np.repeat(np.arange(stays), hours), "hour": np.tile(np.arange(hours) + 0.25, stays)}
@@ -51,6 +54,8 @@ def test_every_command_and_program_of_the_readme_runs(folder):
     for kind, text in BLOCKS:
         if kind == "toml":
             (folder / re.search(r"# (\S+\.toml)", text).group(1)).write_text(text)
+        elif named := re.match(r"# (\S+\.py)\n", text):
+            (folder / named.group(1)).write_text(text)
         elif kind == "python":
             (folder / "program.py").write_text(text)
             assert run(folder, f"{sys.executable} program.py").strip()

@@ -61,7 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def sources() -> None:
     """Turn data of another layout into a cohort folder.
 
-    Example: vmapens import physionet2012 set-a.tar.gz --out cohorts/set-a
+    Example: vmapens import physionet2012 set-a.tar.gz Outcomes-a.txt --out cohorts/set-a
     """
 
 
@@ -157,27 +157,27 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; must not exist.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     preset: Annotated[str | None, typer.Option(help=f"One of: {', '.join(PRESETS)}.")] = None,
-    variants: Annotated[int | None, typer.Option(help="Seeds 0..N-1, init and order the same.")] = None,
+    variants: Annotated[int | None, typer.Option(help="Seeds 0..N-1, init and order the same (default 64).")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds A:B (half-open), or 0,7,350.")] = None,
     design: Annotated[Design | None, typer.Option(help="How init and order seeds are combined.")] = None,
     init_seeds: Annotated[str | None, typer.Option(help="A:B; seeds of the initialisation.")] = None,
     order_seeds: Annotated[str | None, typer.Option(help="A:B; seeds of the order of the data.")] = None,
     bootstrap_seeds: Annotated[str | None, typer.Option(help="A:B; resample the training stays.")] = None,
     model: Annotated[str | None, typer.Option(help="attention-lstm, or package:Class of your own.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Hidden units.")] = None,
-    attend_over: Annotated[AttendOver | None, typer.Option(help="What the softmax runs over.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Hidden units (default 32).")] = None,
+    attend_over: Annotated[AttendOver | None, typer.Option(help="Axis of the softmax (default feature).")] = None,
     freeze_attention: Annotated[bool | None, typer.Option(help="Leave it as initialised.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Adam's learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="L2 term of Adam.")] = None,
-    select_by: Annotated[str | None, typer.Option(help="Metric that chooses each variant's epoch.")] = None,
-    select_on: Annotated[SelectOn | None, typer.Option(help="Split that chooses it; test leaks.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 15).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step (default 64).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's learning rate (default 5e-4).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 term of Adam (default 1e-6).")] = None,
+    select_by: Annotated[str | None, typer.Option(help="Metric that chooses each epoch (default auroc).")] = None,
+    select_on: Annotated[SelectOn | None, typer.Option(help="Split that chooses (default valid); test leaks.")] = None,
     snapshots: Annotated[str | None, typer.Option(help="Epochs whose weights are kept as well: 1,5,15.")] = None,
-    split_seed: Annotated[int | None, typer.Option(help="Draws train, valid and test.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Draws train, valid and test (default 0).")] = None,
     indicators: Annotated[bool | None, typer.Option(help="Add missing-indicator features.")] = None,
     unmatched: Annotated[Unmatched | None, typer.Option(help="Samples in one table only.")] = None,
-    save_attention: Annotated[str | None, typer.Option(help="none, test, test:N, all or @FILE.")] = None,
+    save_attention: Annotated[str | None, typer.Option(help="none, all, test:N (default test:16), @FILE.")] = None,
     block: Annotated[str | None, typer.Option(help="Variants per block of files: auto or N.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the kernels.")] = None,

@@ -297,6 +297,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _build(cast(type[Any], hint), value, where)
+    if dataclasses.is_dataclass(hint):
+        names = ", ".join(field.name for field in dataclasses.fields(hint))
+        raise SpecError(f"{where} is {value!r}, but must be a table [{where}] with any of {names}.")
     if origin is Literal:
         if value in arguments:
             return value

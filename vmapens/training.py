@@ -26,7 +26,7 @@ from vmapens.ensemble.epoch import Block, Data, train_epoch
 from vmapens.ensemble.memory import Needs, needs
 from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
 from vmapens.ensemble.stack import Stack, columns_of, stack_modules
-from vmapens.ensemble.step import gradients, targets
+from vmapens.ensemble.step import attend, gradients, predict, targets
 from vmapens.errors import RunError, SpecError, StackError, VmapensError
 from vmapens.nn.factory import model_factory
 from vmapens.nn.kernels import compute_device
@@ -100,6 +100,7 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     spec = dataclasses.replace(spec, cohort=cohort.spec)
     metric = spec.train.select_by or metrics.default_metric(cohort.task.kind)
     _check_metric(metric, cohort, spec.train.select_on)
+    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, select_by=metric))
     T, F = cohort.x.shape[1:]
     outputs = 1 if cohort.task.kind == "binary" else len(cohort.task.classes)
     factory = model or model_factory(spec.model, features=F, steps=T, outputs=outputs)
@@ -151,7 +152,10 @@ def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Mo
     except VmapensError:
         raise
     except Exception as error:
-        raise StackError(f"{name} cannot be built, or fails on x {tuple(x.shape)}: {_first_line(error)}") from error
+        built_by = f"features={x.shape[2]}, steps={x.shape[1]}, outputs={outputs}"
+        raise StackError(
+            f"{name} cannot be built with ({built_by}), or fails on x {tuple(x.shape)}: {_first_line(error)}"
+        ) from error
     if drawn:
         raise StackError(
             f"{name} draws from the global random generator (dropout?): its variants would depend on each other. "
@@ -167,8 +171,11 @@ def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Mo
         both = x.expand(2, *x.shape), y.expand(2, *y.shape)
         compute = gradients(module, cohort.task.kind)
         compute(stack.views(trained=True), stack.views(trained=False), *both)
+        predict(module, cohort.task.kind, stack, x)
+        attend(module, stack, x)
     except Exception as error:
-        raise StackError(f"{name} cannot be trained under torch.func.vmap: {_first_line(error)}") from error
+        hint = "torch.nn.LSTM cannot: use vmapens.nn.LSTM"
+        raise StackError(f"{name} does not run under torch.func.vmap: {_first_line(error)} ({hint}).") from error
     return module
 
 

@@ -143,7 +143,8 @@ def _keys(section: Section, raw: pl.LazyFrame, minutes: float) -> list[pl.Expr]:
     unit = section.choice("time_unit", ("duration", "hours", "step"))
     kind, when = schema[time], pl.col(time)
     if not {"duration": kind == pl.Duration, "hours": kind.is_numeric(), "step": kind.is_integer()}[unit]:
-        section.fail(f"column `{time}` is {kind}, which does not go with time_unit = `{unit}`")
+        advice = "; subtract the start of the stay, which gives a duration" if kind == pl.Datetime else ""
+        section.fail(f"column `{time}` is {kind}, which does not go with time_unit = `{unit}`{advice}")
     if unit == "duration":
         step = when.dt.total_nanoseconds() // round(minutes * 60e9)
     elif unit == "hours":
