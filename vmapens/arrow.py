@@ -40,20 +40,24 @@ def nested_type(leaf: pa.DataType, sizes: Sequence[int]) -> pa.DataType:
     return leaf
 
 
-def attention_schema(sizes: Sequence[int], classes: int, metadata: dict[str, Any]) -> pa.Schema:
+def probability_type(outputs: int) -> pa.DataType:
+    """Arrow type of a probability: one number for a binary task (C = 1), else a list of C."""
+    return pa.float32() if outputs == 1 else nested_type(pa.float32(), (outputs,))
+
+
+def attention_schema(sizes: Sequence[int], outputs: int, metadata: dict[str, Any]) -> pa.Schema:
     """Schema of an attention file.
 
     Args:
         sizes: Lengths of the attention's axes, (T, F) or (T,).
-        classes: 1 for a binary task: the probability is one number; else C: a list.
+        outputs: C, as in `probability_type`.
         metadata: Stored as JSON under the key `vmapens`.
     """
-    probability = pa.float32() if classes == 1 else nested_type(pa.float32(), (classes,))
     fields = [
         ("variant", pa.int32()),
         ("sample", pa.utf8()),
         ("y", pa.int32()),
-        ("probability", probability),
+        ("probability", probability_type(outputs)),
         ("attention", nested_type(pa.float32(), sizes)),
     ]
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(metadata)})

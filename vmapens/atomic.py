@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vmapens.errors import OutputError
+from vmapens.errors import OutputError, first_line
 
 
 @contextmanager
@@ -32,8 +32,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         # Polars and safetensors have errors of their own for what the system refuses; their text ends in its number.
         if isinstance(error, OSError) or "(os error" in str(error):
-            first_line = str(error).splitlines()[0]
-            raise OutputError(f"{path} cannot be written: {first_line}; choose another --out, or make room.") from error
+            raise OutputError(
+                f"{path} cannot be written: {first_line(error)}; choose another --out, or make room."
+            ) from error
         raise
     finally:
         with suppress(OSError):

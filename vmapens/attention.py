@@ -114,8 +114,7 @@ def _groups(run: Run, blocks: list[tuple[int, int]], device: torch.device, mib: 
     """Kept weights in groups of variants, with the first one's number; `mib` is what a pass over one variant gives."""
     size = max(1, min(_GROUP, int(_PASS_MIB / mib)))
     for block in blocks:
-        stack = run.weights(block=block)
-        stack = Stack(stack.theta.to(device), stack.columns)
+        stack = run.weights(block=block).to(device)
         for start in range(0, len(stack.theta), size):
             yield block[0] + start, stack.rows(start, start + size)
 
@@ -132,9 +131,7 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     samples = [cohort.samples[row] for own in rows.values() for row in own.tolist()]
     splits = [split for split, own in rows.items() for _ in range(len(own))]
     labels = np.concatenate(list(y.values())).astype(np.int32)
-    probability_type = (
-        pa.float32() if kind == "binary" else arrow.nested_type(pa.float32(), (len(cohort.task.classes),))
-    )
+    probability_type = arrow.probability_type(cohort.task.outputs)
     names = ("variant", "sample", "split", "y", "probability")
     schema = pa.schema(list(zip(names, (pa.int32(), pa.utf8(), pa.utf8(), pa.int32(), probability_type), strict=True)))
     scores: list[pl.DataFrame] = []
@@ -181,7 +178,7 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     """
     if cohort.fingerprint != run.manifest["cohort"]["fingerprint"]:
         raise RunError(f"{run.paths.root} was trained on another cohort: its fingerprint differs; give the same files.")
-    before = dict(pl.read_parquet(run.paths.attention_index, glob=False).iter_rows()) if run.saved_samples else {}
+    before = run.attention_parts
     rows = torch.tensor([row for row in rows.tolist() if cohort.samples[row] not in before], dtype=torch.int64)
     if len(rows) == 0:
         return []

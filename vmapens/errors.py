@@ -27,3 +27,8 @@ class RunError(VmapensError):
 
 class OutputError(VmapensError):
     """A file cannot be written."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library said, in one line without a full stop: the first of its text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

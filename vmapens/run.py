@@ -18,7 +18,7 @@ from vmapens import arrow
 from vmapens.atomic import atomic_path, write_text
 from vmapens.cohort.schema import Task
 from vmapens.ensemble.stack import Column, Stack
-from vmapens.errors import OutputError, RunError, SpecError
+from vmapens.errors import OutputError, RunError, SpecError, first_line
 from vmapens.nn.factory import model_factory
 from vmapens.spec import RunSpec, from_table
 
@@ -279,7 +279,7 @@ class Run:
             RunError: If a sample was not saved.
         """
         ids = self.saved_samples if samples is None else [samples] if isinstance(samples, str) else list(samples)
-        index = dict(self._parquet(self.paths.attention_index).iter_rows()) if self.saved_samples else {}
+        index = self.attention_parts
         missing = sorted(set(ids) - set(index))
         if missing:
             some = ", ".join(missing[:5])
@@ -298,18 +298,23 @@ class Run:
         return attention[:, 0] if isinstance(samples, str) else attention
 
     @cached_property
+    def attention_parts(self) -> dict[str, int]:
+        """Which part of each block's folder holds which saved sample."""
+        index = self.paths.attention_index
+        return dict(self._parquet(index).iter_rows()) if index.exists() else {}
+
+    @property
     def saved_samples(self) -> list[str]:
         """Ids of the samples whose attention is saved."""
-        return (
-            self._parquet(self.paths.attention_index)["sample"].to_list() if self.paths.attention_index.exists() else []
-        )
+        return list(self.attention_parts)
 
     def _parquet(self, path: Path) -> pl.DataFrame:
         try:
             return pl.read_parquet(path, glob=False)
         except (OSError, pl.exceptions.PolarsError) as error:
-            first = str(error).splitlines()[0]
-            raise RunError(f"{path} cannot be read ({first}); train the run again or --resume it.") from error
+            raise RunError(
+                f"{path} cannot be read ({first_line(error)}); train the run again or --resume it."
+            ) from error
 
 
 def read_manifest(paths: RunPaths) -> dict[str, Any]:

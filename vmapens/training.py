@@ -25,9 +25,9 @@ from vmapens.ensemble import metrics
 from vmapens.ensemble.epoch import Block, Data, train_epoch
 from vmapens.ensemble.memory import Needs, needs
 from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
-from vmapens.ensemble.stack import Stack, columns_of, stack_modules
+from vmapens.ensemble.stack import columns_of, stack_modules
 from vmapens.ensemble.step import attend, gradients, predict, targets
-from vmapens.errors import RunError, SpecError, StackError, VmapensError
+from vmapens.errors import RunError, SpecError, StackError, VmapensError, first_line
 from vmapens.nn.factory import model_factory
 from vmapens.nn.kernels import compute_device
 from vmapens.nn.threads import spread_over
@@ -102,9 +102,8 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     _check_metric(metric, cohort, spec.train.select_on)
     spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, select_by=metric))
     T, F = cohort.x.shape[1:]
-    outputs = 1 if cohort.task.kind == "binary" else len(cohort.task.classes)
-    factory = model or model_factory(spec.model, features=F, steps=T, outputs=outputs)
-    first = _first_module(factory, cohort, outputs)
+    factory = model or model_factory(spec.model, features=F, steps=T, outputs=cohort.task.outputs)
+    first = _first_module(factory, cohort)
     saved = attention_room.choose_samples(cohort, spec.save_attention, seed=spec.attention_seed)
     sizes = attention_room.attention_sizes(first, cohort.x[:1]) if len(saved) else ()
     columns = columns_of(first)
@@ -133,12 +132,13 @@ def _check_metric(metric: str, cohort: Cohort, split: str) -> None:
         )
 
 
-def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Module:
+def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
     """Build the first variant's module and see that it can be trained: one step's gradients of two variants.
 
     Raises:
         StackError: If it cannot be built, has the wrong signature, draws random numbers, or cannot be transformed.
     """
+    outputs = cohort.task.outputs
     x, y = cohort.x[:2], targets(cohort.y[:2], cohort.task.kind, cohort.x.dtype)
     name = "the model"
     try:
@@ -154,7 +154,7 @@ def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Mo
     except Exception as error:
         built_by = f"features={x.shape[2]}, steps={x.shape[1]}, outputs={outputs}"
         raise StackError(
-            f"{name} cannot be built with ({built_by}), or fails on x {tuple(x.shape)}: {_first_line(error)}"
+            f"{name} cannot be built with ({built_by}), or fails on x {tuple(x.shape)}: {first_line(error)}"
         ) from error
     if drawn:
         raise StackError(
@@ -175,12 +175,8 @@ def _first_module(factory: Factory, cohort: Cohort, outputs: int) -> torch.nn.Mo
         attend(module, stack, x)
     except Exception as error:
         hint = "torch.nn.LSTM cannot: use vmapens.nn.LSTM"
-        raise StackError(f"{name} does not run under torch.func.vmap: {_first_line(error)} ({hint}).") from error
+        raise StackError(f"{name} does not run under torch.func.vmap: {first_line(error)} ({hint}).") from error
     return module
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def train(
@@ -261,8 +257,7 @@ def _train_block(
     spec, folder = ready.spec.train, paths.block(start, stop)
     table = ready.table[start:stop]
     modules = (construct(ready.factory, seed)[0] for seed in table["init_seed"])
-    stack = stack_modules(modules, stop - start)
-    stack = Stack(stack.theta.to(ready.device), stack.columns)
+    stack = stack_modules(modules, stop - start).to(ready.device)
     block = Block.start(stack, table, list(orders(ready.factory, table, len(data.x))))
     variants = table.select("variant")
     history: list[pl.DataFrame] = []
@@ -326,8 +321,8 @@ def _manifest(ready: Plan) -> dict[str, Any]:
             "class": f"{type(model).__module__}:{type(model).__qualname__}",
             "features": F,
             "steps": T,
-            "outputs": 1 if cohort.task.kind == "binary" else len(cohort.task.classes),
-            "parameters": sum(column.stop - column.start for column in columns_of(model)),
+            "outputs": cohort.task.outputs,
+            "parameters": ready.needs.parameters,
             "attention_axes": list(getattr(model, "attention_axes", ())),
         },
         "blocks": [list(block) for block in ready.blocks],

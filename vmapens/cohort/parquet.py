@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from vmapens.errors import CohortError
+from vmapens.errors import CohortError, first_line
 
 _MAGIC = b"PAR1"
 
@@ -24,7 +24,7 @@ def scan(files: Sequence[Path]) -> pl.LazyFrame:
     try:
         lazy.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise CohortError(f"{where} cannot be read as Parquet: {_first_line(error)}; write it again.") from error
+        raise CohortError(f"{where} cannot be read as Parquet: {first_line(error)}; write it again.") from error
     return lazy
 
 
@@ -37,7 +37,7 @@ def collect(lazy: pl.LazyFrame, where: Path) -> pl.DataFrame:
     try:
         return lazy.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise CohortError(f"{where}: the tables cannot be read: {_first_line(error)}; write them again.") from error
+        raise CohortError(f"{where}: the tables cannot be read: {first_line(error)}; write them again.") from error
 
 
 def number_columns(frame: pl.LazyFrame | pl.DataFrame) -> set[str]:
@@ -76,7 +76,3 @@ def _check(path: Path) -> None:
         raise CohortError(f"{path} is not a Parquet file: it starts with {head!r}, wanted {_MAGIC!r}.")
     if tail != _MAGIC or size < 12:
         raise CohortError(f"{path} is a Parquet file cut short at {size} bytes (its footer is missing); copy it again.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -41,6 +41,11 @@ class Task:
     classes: tuple[str, ...]
     note: str = ""
 
+    @property
+    def outputs(self) -> int:
+        """C, the number of logits: 1 for a binary task, else one per class."""
+        return 1 if self.kind == "binary" else len(self.classes)
+
 
 @dataclass(frozen=True)
 class CohortInfo:

@@ -56,19 +56,23 @@ class Stack:
         """Variants start..stop-1, sharing memory."""
         return Stack(self.theta[start:stop], self.columns)
 
-    def views(self, *, trained: bool) -> dict[str, Float[Tensor, "V ..."]]:
-        """The trained (or the other) parameters of all variants by name, as views of theta."""
+    def to(self, device: torch.device) -> "Stack":
+        """The same variants on a device."""
+        return Stack(self.theta.to(device), self.columns)
+
+    def views(self, *, trained: bool | None = None) -> dict[str, Float[Tensor, "V ..."]]:
+        """The parameters of all variants by name, as views of theta: all, the trained ones, or the others."""
         return {
             column.name: self.theta[:, column.start : column.stop]
             .unflatten(1, column.shape or (1,))
             .view(len(self.theta), *column.shape)
             for column in self.columns
-            if column.trained == trained
+            if trained is None or column.trained == trained
         }
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
         """Parameters and floating buffers of one variant, copied, under the names of a plain module."""
-        views = self.views(trained=True) | self.views(trained=False)
+        views = self.views()
         return {name: views[name][row].detach().clone().contiguous() for name in sorted(views)}
 
 

@@ -162,7 +162,7 @@ def attend(model: torch.nn.Module, stack: Stack, x: Float[Tensor, "S T F"]) -> F
 def _in_batches(function: Callable[[Parameters, Tensor], Tensor], stack: Stack, x: Tensor, batch: int) -> Tensor:
     """A function of one variant and a batch, over all variants and samples; float32."""
     stacked = vmap(function, in_dims=(0, None))
-    parameters = stack.views(trained=True) | stack.views(trained=False)
+    parameters = stack.views()
     result: Tensor | None = None
     with torch.no_grad():
         for start in range(0, len(x), batch):

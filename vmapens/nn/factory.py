@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from vmapens.errors import SpecError
+from vmapens.errors import SpecError, first_line
 from vmapens.nn.attention_lstm import AttentionLSTM
 from vmapens.spec import ModelSpec
 
@@ -31,9 +31,8 @@ def model_factory(spec: ModelSpec, *, features: int, steps: int, outputs: int) -
     try:
         kind = getattr(importlib.import_module(package), name)
     except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise SpecError(
-            f"model `{spec.name}` cannot be imported ({first_line}); is its folder on PYTHONPATH?"
+            f"model `{spec.name}` cannot be imported ({first_line(error)}); is its folder on PYTHONPATH?"
         ) from error
     if not callable(kind):
         raise SpecError(f"model `{spec.name}` is {type(kind).__name__}, wanted a class of modules.")

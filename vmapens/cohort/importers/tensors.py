@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmapens.cohort.schema import CohortInfo, Feature, Task, write_cohort
-from vmapens.errors import CohortError
+from vmapens.errors import CohortError, first_line
 
 MAX_CLASSES = 1000
 """More are taken for something that is no label."""
@@ -152,7 +152,7 @@ def _read(path: Path, found: _Found) -> None:
                 warnings.simplefilter("ignore")  # torch warns of pickle protocols it may not read, then reads or fails
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile pickle raises whatever it makes the reader stumble on
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error)[:120]
         raise CohortError(
             f"{path} is cut short or holds more than plain arrays, and code in a file is never run ({reason}); "
             "save tensors alone: torch.save({'x': x, 'y': y}, path)."
