@@ -22,13 +22,13 @@ $(BIN)/python:
 # torch first and by itself: its pinned build decides what else is needed.
 $(VENV)/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) torch
-	$(PIP) --editable .
+	$(PIP) --editable '.[cpu]'
 	touch $@
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[cpu,test]'
 	touch $@
 $(VENV)/installed-lint: $(VENV)/installed
-	$(PIP) --editable '.[lint]'
+	$(PIP) --editable '.[cpu,lint]'
 	touch $@
 
 clean:

@@ -45,7 +45,13 @@ def plain_form(model, x):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "dtype"), [("reference", torch.float64), ("reference", torch.float32), ("onednn", torch.float32)]
+    ("kernel", "dtype"),
+    [
+        ("reference", torch.float64),
+        ("reference", torch.float32),
+        ("onednn", torch.float32),
+        ("compiled", torch.float32),
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 7, 4, 6), (64, 12, 37, 8)])
 @pytest.mark.parametrize("form", FORMS)

@@ -20,7 +20,12 @@ from vmapens.spec import CohortSpec, TrainSpec, VariantSpec
 
 # float64: another order of sums (seen: 1e-15). float32: two epochs of rounding at 6e-8 each (seen: 3e-7).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
-KERNELS = [("reference", torch.float64), ("reference", torch.float32), ("onednn", torch.float32)]
+KERNELS = [
+    ("reference", torch.float64),
+    ("reference", torch.float32),
+    ("onednn", torch.float32),
+    ("compiled", torch.float32),
+]
 
 
 def made_data(samples, steps, features, seed=0):
@@ -105,7 +110,7 @@ def test_time_attention_and_several_classes_follow_the_script_too(over, outputs)
         assert largest_difference(block, row, plain) <= TOLERANCE[torch.float64]
 
 
-@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+@pytest.mark.parametrize("kernel", ["reference", "onednn", "compiled"])
 def test_company_block_width_and_threads_change_no_byte(physionet, kernel):
     x, y = physionet
     options = {"hidden": 32, "epochs": 2}
@@ -148,7 +153,7 @@ def test_any_arrangement_of_odd_sizes_changes_no_byte(seeds, width, workers, bat
         assert torch.equal(attention[row], alone[2][0])
 
 
-@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+@pytest.mark.parametrize("kernel", ["reference", "onednn", "compiled"])
 def test_nan_in_one_variant_leaves_all_others_bit_identical(kernel):
     x, y = made_data(70, 6, 5)
     with use_kernel(kernel):

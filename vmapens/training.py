@@ -26,10 +26,11 @@ from vmapens.ensemble.epoch import Block, Data, train_epoch
 from vmapens.ensemble.memory import Needs, needs
 from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
 from vmapens.ensemble.stack import columns_of, stack_modules
-from vmapens.ensemble.step import attend, gradients, predict, targets
+from vmapens.ensemble.step import attend, gradients, predict
 from vmapens.errors import RunError, SpecError, StackError, VmapensError, first_line
 from vmapens.nn.factory import model_factory
 from vmapens.nn.kernels import compute_device
+from vmapens.nn.loss import targets
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
 from vmapens.spec import RunSpec, to_table
@@ -168,9 +169,9 @@ def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
         )
     stack = stack_modules([module, module], 2)
     try:
-        both = x.expand(2, *x.shape), y.expand(2, *y.shape)
         compute = gradients(module, cohort.task.kind)
-        compute(stack.views(trained=True), stack.views(trained=False), *both)
+        rows = torch.arange(len(x)).expand(2, -1)
+        compute(stack.views(trained=True), stack.views(trained=False), x, rows, y[rows])
         predict(module, cohort.task.kind, stack, x)
         attend(module, stack, x)
     except Exception as error:

@@ -16,7 +16,8 @@ from vmapens.cohort.load import Cohort
 from vmapens.ensemble import metrics, optimizer
 from vmapens.ensemble.seeds import Order
 from vmapens.ensemble.stack import Stack
-from vmapens.ensemble.step import TaskKind, gradients, predict, targets, train_step
+from vmapens.ensemble.step import gradients, predict, train_step
+from vmapens.nn.loss import TaskKind, targets
 from vmapens.spec import TrainSpec
 
 

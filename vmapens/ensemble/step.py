@@ -1,18 +1,18 @@
 """One training step of many variants: `vmap(grad_and_value(loss))` over the rows, then one elementwise update.
 
 This is the only `vmap` over training. It knows no model by name: a model is any module whose `forward(x [B, T, F])`
-gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Two methods are optional
-and spare work: `logits(x)`, logits alone, and `attend(x)`, attention alone.
+gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Three methods are optional
+and spare work: `logits(x)`, logits alone; `attend(x)`, attention alone; and `loss(x [N, T, F], rows [B], y [B], kind)`,
+the mean loss of the batch x[rows], for a model that gathers and differentiates better than `vmap` would.
 
 On a CPU whatever stands around the model's own operations is computed variant by variant (`vmapens.nn.isolation`),
 so that a built-in model's variant has the same bytes in any company.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
@@ -21,11 +21,11 @@ from vmapens.ensemble import optimizer
 from vmapens.ensemble.optimizer import AdamState
 from vmapens.ensemble.stack import Stack
 from vmapens.nn.isolation import aligned, per_variant
+from vmapens.nn.loss import LOSSES, TaskKind
 from vmapens.nn.threads import over_variants
 
-TaskKind = Literal["binary", "multiclass"]
 Parameters = dict[str, Tensor]
-Gradients = Callable[[Parameters, Parameters, Tensor, Tensor], tuple[Parameters, Tensor]]
+Gradients = Callable[[Parameters, Parameters, Tensor, Tensor, Tensor], tuple[Parameters, Tensor]]
 
 PREDICTION_BATCH = 256
 """Samples per batch of predictions; part of what their bytes are, as the path of a matrix product depends on it."""
@@ -34,18 +34,22 @@ PREDICTION_BATCH = 256
 class _Call(torch.nn.Module):
     """A module whose forward is one method of another, so that `functional_call` can reach it."""
 
-    def __init__(self, model: torch.nn.Module, method: str) -> None:
+    def __init__(self, model: torch.nn.Module, method: Literal["logits", "attend", "loss"]) -> None:
         super().__init__()
         self.model = model
         self._method = method
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *arguments: Any) -> Tensor:
         own = getattr(type(self.model), self._method, None)  # of the class: a layer may have that name, too
         if own is not None:
-            result: Tensor = own(self.model, x)
+            result: Tensor = own(self.model, *arguments)
             return result
-        logits, attention = self.model(x)
+        logits, attention = self.model(*arguments)
         return logits if self._method == "logits" else attention  # type: ignore[no-any-return]
+
+
+def _within(parameters: Parameters) -> Parameters:
+    return {f"model.{name}": tensor for name, tensor in parameters.items()}
 
 
 def one_variant(model: torch.nn.Module, method: Literal["logits", "attend"]) -> Callable[[Parameters, Tensor], Tensor]:
@@ -53,39 +57,26 @@ def one_variant(model: torch.nn.Module, method: Literal["logits", "attend"]) -> 
     call = _Call(model, method)
 
     def function(parameters: Parameters, x: Tensor) -> Tensor:
-        result: Tensor = functional_call(call, {f"model.{name}": p for name, p in parameters.items()}, (x,))
+        result: Tensor = functional_call(call, _within(parameters), (x,))
         return result
 
     return function
 
 
-def _binary_loss(logits: Float[Tensor, "B 1"], y: Float[Tensor, "B"]) -> Float[Tensor, ""]:
-    probability = torch.sigmoid(logits[:, 0])
-    lost = probability.isnan()  # a diverged variant: PyTorch's loss would stop all the others with it
-    return F.binary_cross_entropy(probability.masked_fill(lost, 0.5), y).masked_fill(lost.any(), torch.nan)
-
-
-def _multiclass_loss(logits: Float[Tensor, "B C"], y: Int[Tensor, "B"]) -> Float[Tensor, ""]:
-    return F.cross_entropy(logits, y)
-
-
-LOSSES = {"binary": _binary_loss, "multiclass": _multiclass_loss}
-"""The paper's losses: cross-entropy on the sigmoid, and on the softmax; means over the batch."""
-
-
-def targets(y: Int[Tensor, "N"], kind: TaskKind, dtype: torch.dtype) -> Tensor:
-    """Labels as the task's loss wants them."""
-    return y.to(dtype) if kind == "binary" else y
-
-
 def gradients(model: torch.nn.Module, kind: TaskKind) -> Gradients:
-    """The function (trained, fixed, x [V, B, T, F], y [V, B]) -> (gradients by name, losses [V]) over all variants."""
-    logits_of, loss_of = one_variant(model, "logits"), LOSSES[kind]
+    """The function (trained, fixed, x [N, T, F], rows [V, B], y [V, B]) -> (gradients by name, losses [V])."""
+    logits_of = one_variant(model, "logits")
+    own = _Call(model, "loss") if hasattr(type(model), "loss") else None
 
-    def loss(trained: Parameters, fixed: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        return per_variant(loss_of, logits_of({**trained, **fixed}, x), y)
+    def loss(trained: Parameters, fixed: Parameters, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+        parameters = {**trained, **fixed}
+        if own is not None:
+            result: Tensor = functional_call(own, _within(parameters), (x, rows, y, kind))
+            return result
+        batch = per_variant(lambda x, rows: x.index_select(0, rows), x, rows)
+        return per_variant(LOSSES[kind], logits_of(parameters, batch), y)
 
-    return vmap(grad_and_value(loss))
+    return vmap(grad_and_value(loss), in_dims=(0, 0, None, 0, 0))
 
 
 def train_step(
@@ -105,7 +96,7 @@ def train_step(
     Returns:
         Each variant's loss before the step.
     """
-    grads, losses = gradients(stack.views(trained=True), stack.views(trained=False), _gather(x, index), y[index])
+    grads, losses = gradients(stack.views(trained=True), stack.views(trained=False), x, index, y[index])
     width = stack.trained_width
     columns = [column for column in stack.columns if column.trained]
 
@@ -120,14 +111,6 @@ def train_step(
     else:
         over_variants(lambda v: update(v, v + 1), len(index))
     return losses
-
-
-def _gather(x: Float[Tensor, "N T F"], index: Int[Tensor, "V B"]) -> Float[Tensor, "V B T F"]:
-    if x.is_cuda:
-        return x[index]
-    batch = x.new_empty(*index.shape, *x.shape[1:])
-    over_variants(lambda v: torch.index_select(x, 0, index[v], out=batch[v]), len(index))
-    return batch
 
 
 def predict(

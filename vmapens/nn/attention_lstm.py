@@ -8,15 +8,16 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vmapens.errors import SpecError
 from vmapens.nn.isolation import per_variant
 from vmapens.nn.kernels import Inputs, Plan
 from vmapens.nn.linear import Linear
+from vmapens.nn.loss import LOSSES, TaskKind
 from vmapens.nn.lstm import LSTM
-from vmapens.nn.recurrence import recurrence
+from vmapens.nn.recurrence import classifier_loss, recurrence
 from vmapens.spec import AttendOver
 
 
@@ -84,12 +85,20 @@ class AttentionLSTM(torch.nn.Module):
         """Logits alone: what training needs."""
         if self.attend_over == "pool":
             summary = per_variant(_pool, self.lstm(x)[0], *self._attention_layer())
-        elif self.attend_over == "uniform":
-            summary = self._last_state(x / x.shape[-1], Plan())
         else:
-            summary = self._last_state(x, Plan(gate_over=self.attend_over), *self._attention_layer())
+            summary = recurrence(*self._recurrence(x))[1]
         logits: Tensor = self.dense(summary)
         return logits
+
+    def loss(
+        self, x: Float[Tensor, "N T F"], rows: Int[Tensor, "B"], y: Shaped[Tensor, "B"], kind: TaskKind
+    ) -> Float[Tensor, ""]:
+        """Mean loss of the batch x[rows], whose labels are y, as `LOSSES[kind]` of its logits."""
+        if self.attend_over == "pool":
+            batch = per_variant(lambda x, rows: x.index_select(0, rows), x, rows)
+            return per_variant(LOSSES[kind], self.logits(batch), y)
+        inputs, plan = self._recurrence(x, rows)
+        return classifier_loss(inputs, plan, self.dense.weight, self.dense.bias, y, kind)
 
     def attend(self, x: Float[Tensor, "B T F"]) -> Float[Tensor, "B ..."]:
         """Attention alone: [B, T, F], or [B, T] for `pool`. Sums to 1 over the axis that the softmax runs over."""
@@ -107,9 +116,15 @@ class AttentionLSTM(torch.nn.Module):
         layer = self.attention.attention_dense
         return layer.weight, layer.bias
 
-    def _last_state(self, x: Tensor, plan: Plan, *gate: Tensor) -> Tensor:
-        zeros = x.new_zeros(x.shape[0], self.lstm.hidden_size)
-        return recurrence(Inputs(x, zeros, zeros, *self.lstm.weights(), *gate), plan)[1]
+    def _recurrence(self, x: Tensor, rows: Tensor | None = None) -> tuple[Inputs, Plan]:
+        """What the forms with a gate, or with none, ask of a kernel."""
+        zeros = x.new_zeros(len(x if rows is None else rows), self.lstm.hidden_size)
+        inputs = Inputs(x, zeros, zeros, *self.lstm.weights())._replace(rows=rows)
+        if self.attend_over == "uniform":  # LSTM(x / F), without a copy of x
+            return inputs._replace(w_ih=inputs.w_ih / x.shape[-1]), Plan()
+        weight, bias = self._attention_layer()
+        plan = Plan(gate_over="time" if self.attend_over == "time" else "feature")
+        return inputs._replace(gate_weight=weight, gate_bias=bias), plan
 
 
 def _attend(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

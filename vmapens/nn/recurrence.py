@@ -9,10 +9,13 @@ V = 1, and each level of `vmap` folds its axis into V. Forward and backward both
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vmapens.nn.isolation import per_variant
 from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose
+from vmapens.nn.loss import LOSSES, TaskKind
 
 _INPUTS = len(Inputs._fields)
 _NO_STATES = 0  # columns of the placeholder that stands where no tensor of states was asked for
@@ -37,6 +40,34 @@ def recurrence(
     plan = Plan(plan.gate_over, plan.all_states, keep=differentiated)
     states, h, c, *_ = _Recurrence.apply(plan, *stacked)  # type: ignore[no-untyped-call]
     return states.squeeze(0) if plan.all_states else None, h.squeeze(0), c.squeeze(0)
+
+
+def classifier_loss(
+    inputs: Inputs, plan: Plan, weight: Float[Tensor, "C H"], bias: Float[Tensor, "C"], y: Tensor, kind: TaskKind
+) -> Float[Tensor, ""]:
+    """Mean loss over one variant's batch of a linear layer on the last hidden state.
+
+    Where the kernel offers it, one call computes the loss **and** its gradients, variant by variant while all of it is
+    in the cache; the backward then only scales them. Otherwise it is put together from its parts.
+
+    Args:
+        inputs: As in `recurrence`.
+        plan: As in `recurrence`.
+        weight: Of the linear layer.
+        bias: Of the linear layer.
+        y: Labels [B], in the form that `LOSSES` wants.
+        kind: Of the loss.
+
+    Returns:
+        The loss. Differentiable once, but not with respect to x.
+    """
+    kernel = choose(inputs.x.device, inputs.x.dtype)
+    if not hasattr(kernel, "classify") or inputs.x.requires_grad:
+        logits = per_variant(F.linear, recurrence(inputs, plan)[1], weight, bias)
+        return per_variant(LOSSES[kind], logits, y)
+    stacked = (None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias, y, *inputs))
+    loss, *_ = _ClassifierLoss.apply(plan, kind, *stacked)  # type: ignore[no-untyped-call]
+    return loss.squeeze(0)  # type: ignore[no-any-return]
 
 
 def _fold(tensors: tuple[Tensor | None, ...], in_dims: tuple[int | None, ...], size: int) -> list[Tensor | None]:
@@ -120,3 +151,34 @@ class _Gradient(torch.autograd.Function):
         kept = tensors[fixed:] if inputs_batched else ()
         gradients = _Gradient.apply(plan, need_x, *folded, *kept)  # type: ignore[no-untyped-call]
         return tuple(_unfold(gradient, size) for gradient in gradients), (0,) * len(gradients)
+
+
+class _ClassifierLoss(torch.autograd.Function):
+    """(plan, kind, weight, bias, y, *inputs) -> (loss, *gradients of weight, bias and the inputs after x)."""
+
+    @staticmethod
+    def forward(plan: Plan, kind: TaskKind, *tensors: Any) -> tuple[Tensor, ...]:
+        weight, bias, y, *rest = tensors
+        inputs = Inputs(*rest)
+        kernel: Any = choose(inputs.x.device, inputs.x.dtype)
+        result = kernel.classify(inputs, plan, weight, bias, y, kind)
+        gradients = (result.weight, result.bias, *result.inputs[1:])
+        return result.loss, *(gradient for gradient in gradients if gradient is not None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.present = [tensor is not None for tensor in inputs[6:-1]]  # of the inputs after x, before the rows
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, *others = (grad.view(-1, *[1] * (saved.dim() - 1)) * saved for saved in ctx.saved_tensors)
+        of_others = iter(others)
+        return None, None, weight, bias, None, None, *(next(of_others) if p else None for p in ctx.present), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, kind: TaskKind, *tensors: Any) -> Any:
+        folded = _fold(tensors, in_dims[2:], info.batch_size)
+        results = _ClassifierLoss.apply(plan, kind, *folded)  # type: ignore[no-untyped-call]
+        return tuple(_unfold(result, info.batch_size) for result in results), (0,) * len(results)

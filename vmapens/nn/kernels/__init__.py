@@ -7,9 +7,11 @@ Axes: V variants, B batch, T steps, F features, H hidden; G = 4H gates in PyTorc
 Layout: the variant axis leads every tensor; a variant's own slice is contiguous or has stride 0.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -105,11 +107,12 @@ class Kernel(Protocol):
         ...
 
 
-_chosen: Literal["auto", "reference", "onednn"] = "auto"
+Name = Literal["auto", "reference", "onednn", "compiled"]
+_chosen: Name = "auto"
 
 
 @contextmanager
-def use_kernel(name: Literal["auto", "reference", "onednn"]) -> Iterator[None]:
+def use_kernel(name: Name) -> Iterator[None]:
     """Choose the kernel by name within the block, for tests and benchmarks; `auto` is the default."""
     global _chosen
     before, _chosen = _chosen, name
@@ -127,10 +130,22 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     """
     from vmapens.nn.kernels import onednn, reference
 
-    able = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if _chosen == "onednn" and not able:
-        raise SpecError(f"the oneDNN kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
-    return reference if _chosen == "reference" or not able else onednn
+    able = device.type == "cpu" and dtype == torch.float32
+    if _chosen in ("onednn", "compiled") and not able:
+        raise SpecError(f"the {_chosen} kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
+    if _chosen == "reference" or not able:
+        return reference
+    if _chosen == "compiled" or (_chosen == "auto" and has_numba()):
+        from vmapens.nn.kernels import compiled
+
+        return compiled
+    return onednn if _chosen == "onednn" or torch.backends.mkldnn.is_available() else reference
+
+
+@cache
+def has_numba() -> bool:
+    """Whether the compiled kernel can be used: Numba comes with the extra `cpu`."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def compute_device(spec: TrainSpec) -> torch.device:
