@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vmapens.nn.kernels import is_compiled
+
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -45,6 +47,9 @@ def update_(theta: Float[Tensor, "V P"], grad: Float[Tensor, "V P"], state: Adam
         state: Changed in place.
         step: t, counted from 1.
     """
+    if is_compiled(theta):
+        _update_compiled(theta, grad, state, step)
+        return
     step_size = (state.lr / (1 - _BETA_1**step)).to(theta.dtype).unsqueeze(1)
     root_correction = (1 - _BETA_2**step) ** 0.5
     grad.add_(theta * state.weight_decay.to(theta.dtype).unsqueeze(1))
@@ -52,3 +57,13 @@ def update_(theta: Float[Tensor, "V P"], grad: Float[Tensor, "V P"], state: Adam
     state.second.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
     denominator = torch.sqrt(state.second, out=grad).div_(root_correction).add_(_EPSILON)
     theta.sub_(torch.div(state.first, denominator, out=denominator).mul_(step_size))
+
+
+def _update_compiled(theta: Tensor, grad: Tensor, state: AdamState, step: int) -> None:
+    from vmapens.nn.kernels.compiled.adam import update
+
+    root_correction = (1 - _BETA_2**step) ** 0.5
+    tensors = (t.numpy() for t in (theta, grad, state.first, state.second))
+    settings = state.weight_decay.tolist(), (state.lr / (1 - _BETA_1**step)).tolist()
+    for *rows, decay, step_size in zip(*tensors, *settings, strict=True):
+        update(*rows, decay, _BETA_1, _BETA_2, root_correction, _EPSILON, step_size)

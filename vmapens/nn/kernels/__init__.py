@@ -135,16 +135,22 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
         raise SpecError(f"the {_chosen} kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
     if _chosen == "reference" or not able:
         return reference
-    if _chosen == "compiled" or (_chosen == "auto" and has_numba()):
+    if _chosen == "compiled" or (_chosen == "auto" and _has_numba()):
         from vmapens.nn.kernels import compiled
 
         return compiled
     return onednn if _chosen == "onednn" or torch.backends.mkldnn.is_available() else reference
 
 
+def is_compiled(tensor: Tensor) -> bool:
+    """Whether tensors like this one are computed by the compiled kernel, and so may its kin be."""
+    able = tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return able and (_chosen == "compiled" or (_chosen == "auto" and _has_numba()))
+
+
 @cache
-def has_numba() -> bool:
-    """Whether the compiled kernel can be used: Numba comes with the extra `cpu`."""
+def _has_numba() -> bool:
+    """Whether the extra `cpu` is installed."""
     return importlib.util.find_spec("numba") is not None
 
 

@@ -9,7 +9,7 @@ Ground truth: `reference`; bytes, operations and floors: `variant`.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,7 +23,8 @@ from vmapens.nn.kernels.compiled.variant import Scratch, Tape, Weights, padded
 from vmapens.nn.threads import over_variants
 
 _GATES = {None: variant.NO_GATE, "feature": variant.FEATURE_GATE, "time": variant.TIME_GATE}
-_NOTHING, _NO_MATRIX, _NO_VECTOR = (np.zeros((0,) * axes, np.float32) for axes in (3, 2, 1))
+_NOTHING = np.zeros((0, 0, 0), np.float32)
+_NO_GATE = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
 _ARENAS = 2  # shapes a thread keeps memory for: a full batch and the last one of an epoch
 
 
@@ -100,30 +101,39 @@ def _arena(shape: _Shape) -> _Arena:
 
 
 class _One(NamedTuple):
-    """One variant's inputs as arrays."""
+    """The inputs of one variant as arrays; the gate's have no size where there is none."""
 
-    pool: np.ndarray
-    rows: np.ndarray
+    x: np.ndarray
     h0: np.ndarray
     c0: np.ndarray
-    parameters: tuple[np.ndarray, ...]
-    """w_ih, w_hh, b_ih, b_hh, and the gate's weight and bias (of no size without a gate)."""
+    w_ih: np.ndarray
+    w_hh: np.ndarray
+    b_ih: np.ndarray
+    b_hh: np.ndarray
+    gate_weight: np.ndarray
+    gate_bias: np.ndarray
+    rows: np.ndarray
 
-    @classmethod
-    def of(cls, inputs: Inputs, v: int) -> "_One":
-        gate = (_array_or(inputs.gate_weight, v, _NO_MATRIX), _array_or(inputs.gate_bias, v, _NO_VECTOR))
-        rows = np.arange(inputs.x.shape[1]) if inputs.rows is None else inputs.rows[v].numpy()
-        weights = (_array(t[v]) for t in (inputs.w_ih, inputs.w_hh, inputs.b_ih, inputs.b_hh))
-        return cls(_array(inputs.x[v]), rows, _array(inputs.h0[v]), _array(inputs.c0[v]), (*weights, *gate))
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().contiguous().numpy()
-    return array
+    @property
+    def parameters(self) -> tuple[np.ndarray, ...]:
+        """From w_ih to the gate's bias."""
+        return self[3:9]
 
 
-def _array_or(tensor: Tensor | None, v: int, absent: np.ndarray) -> np.ndarray:
-    return absent if tensor is None else _array(tensor[v])
+Arrays = list[np.ndarray | None]
+
+
+def _arrays(tensors: Iterable[Tensor | None]) -> Arrays:
+    return [None if tensor is None else tensor.detach().numpy() for tensor in tensors]
+
+
+def _take(arrays: Arrays, v: int, absent: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Variant v of each; `absent` stands for the last ones where there is none. What is contiguous is not copied."""
+    offset = len(arrays) - len(absent)
+    return [
+        absent[place - offset] if array is None else np.ascontiguousarray(array[v])
+        for place, array in enumerate(arrays)
+    ]
 
 
 def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
@@ -132,18 +142,18 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     B, T, H = shape.B, shape.T, shape.H
     new = inputs.h0.new_empty
     out = States(new(count, B, T, H) if plan.all_states else None, new(count, B, H), new(count, B, H))
+    given, (states, h, c), absent = _arrays(inputs), _arrays(out), _absent(shape)
+    assert h is not None
+    assert c is not None
     kept: list[tuple[Tensor, ...]] = [()] * count
 
     def work(v: int) -> None:
         arena = _arena(shape)
         tape = shape.tape() if plan.keep else arena.tape
-        _run(_One.of(inputs, v), shape, arena, tape)
-        if out.all is not None:
-            out.all[v].numpy()[:] = tape.hidden[1:, :B, :H].swapaxes(0, 1)
-        assert out.h is not None
-        assert out.c is not None
-        out.h[v].numpy()[:] = tape.hidden[T, :B, :H]
-        out.c[v].numpy()[:] = tape.cells[T, :B, :H]
+        _run(_One(*_take(given, v, absent)), shape, arena, tape)
+        h[v], c[v] = tape.hidden[T, :B, :H], tape.cells[T, :B, :H]
+        if states is not None:
+            states[v] = tape.hidden[1:, :B, :H].swapaxes(0, 1)
         if plan.keep:
             kept[v] = tuple(torch.from_numpy(array) for array in tape)
 
@@ -155,21 +165,23 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
     """See `Kernel.backward`."""
     shape = _Shape.of(inputs, plan)
     out = _gradients_of(inputs, need_x)
+    given, incoming, outgoing, tapes = _arrays(inputs), _arrays(grads), _arrays(out), _arrays(kept)
+    absent, size = _absent(shape), len(Tape._fields)
 
     def work(v: int) -> None:
-        arena, one = _arena(shape), _One.of(inputs, v)
-        if kept:
-            tape = Tape(*(t.numpy() for t in kept[len(Tape._fields) * v : len(Tape._fields) * (v + 1)]))
+        arena, one = _arena(shape), _One(*_take(given, v, absent))
+        if tapes:
+            tape = Tape(*tapes[size * v : size * (v + 1)])  # type: ignore[arg-type]
             variant.pack(*one.parameters, shape.gate, arena.weights)
         else:
             tape = arena.tape
             _run(one, shape, arena, tape)
-        for own, grad in ((arena.scratch.d_hidden, grads.h), (arena.scratch.d_cells, grads.c)):
+        d_states, d_h, d_c = (_NOTHING if grad is None else np.ascontiguousarray(grad[v]) for grad in incoming)
+        for own, grad in ((arena.scratch.d_hidden, d_h), (arena.scratch.d_cells, d_c)):
             own[:] = 0
-            if grad is not None:
-                own[: shape.B, : shape.H] = grad[v].numpy()
-        d_states = _array_or(grads.all, v, _NOTHING)
-        _run_backward(one, shape, arena, tape, d_states, out, v)
+            if grad.size:
+                own[: shape.B, : shape.H] = grad
+        _run_backward(one, shape, arena, tape, d_states, outgoing, v)
 
     over_variants(work, len(inputs.x))
     return out
@@ -190,48 +202,54 @@ def classify(
     """
     shape, count = _Shape.of(inputs, plan), len(inputs.h0)
     out = Classified(weight.new_empty(count), _gradients_of(inputs, False), _like(weight), _like(bias))
+    given, head, outgoing, absent = _arrays(inputs), _arrays((weight, bias, y)), _arrays(out.inputs), _absent(shape)
+    loss, d_weight, d_bias = out.loss.numpy(), out.weight.numpy(), out.bias.numpy()
 
     def work(v: int) -> None:
-        arena, one = _arena(shape), _One.of(inputs, v)
+        arena, one = _arena(shape), _One(*_take(given, v, absent))
         _run(one, shape, arena, arena.tape)
-        s = arena.scratch
+        s, last = arena.scratch, arena.tape.hidden[shape.T]
         s.d_cells[:] = 0
-        head = _array(weight[v]), _array(bias[v]), y[v].numpy()
-        own = out.weight[v].numpy(), out.bias[v].numpy()
-        out.loss[v] = float(classifier.classify(arena.tape.hidden[shape.T], *head, kind == "binary", s.d_hidden, *own))
-        _run_backward(one, shape, arena, arena.tape, _NOTHING, out.inputs, v)
+        loss[v] = classifier.classify(
+            last, *_take(head, v, ()), kind == "binary", s.d_hidden, d_weight[v], d_bias[v]
+        )  # fmt: skip
+        _run_backward(one, shape, arena, arena.tape, _NOTHING, outgoing, v)
 
     over_variants(work, count)
     return out
 
 
 def _run(one: _One, shape: _Shape, arena: _Arena, tape: Tape) -> None:
+    """Fill the tape."""
     variant.pack(*one.parameters, shape.gate, arena.weights)
     for states, first in ((tape.hidden, one.h0), (tape.cells, one.c0)):
         states[0] = 0
         states[0, : shape.B, : shape.H] = first
     if shape.gate == variant.TIME_GATE:
-        time_gate.attend(one.pool, one.rows, arena.weights, tape.attention, arena.columns)
-    variant.forward(one.pool, one.rows, shape.gate, arena.weights, tape, arena.scratch)
+        time_gate.attend(one.x, one.rows, arena.weights, tape.attention, arena.columns)
+    variant.forward(one.x, one.rows, shape.gate, arena.weights, tape, arena.scratch)
 
 
 def _run_backward(
-    one: _One, shape: _Shape, arena: _Arena, tape: Tape, d_states: np.ndarray, out: Gradients, v: int
+    one: _One, shape: _Shape, arena: _Arena, tape: Tape, d_states: np.ndarray, out: Arrays, v: int
 ) -> None:
+    """Set variant v of the gradients `out`, from those of the last states in the arena's scratch."""
     s, weights = arena.scratch, arena.weights
-    d_x = _array_or(out.x, v, _NOTHING)
-    variant.backward(one.pool, one.rows, shape.gate, weights, tape, s, d_states, arena.d_attention, d_x)
+    d_x = _NOTHING if out[0] is None else out[0][v]
+    variant.backward(one.x, one.rows, shape.gate, weights, tape, s, d_states, arena.d_attention, d_x)
     if shape.gate == variant.TIME_GATE:
         time_gate.attend_backward(
-            one.pool, one.rows, weights, tape.attention, arena.d_attention, arena.columns, arena.cells_first, s, d_x
+            one.x, one.rows, weights, tape.attention, arena.d_attention, arena.columns, arena.cells_first, s, d_x
         )
-    out.h0[v].numpy()[:] = s.d_hidden[: shape.B, : shape.H]
-    out.c0[v].numpy()[:] = s.d_cells[: shape.B, : shape.H]
-    variant.unpack(
-        s, shape.gate, out.w_ih[v].numpy(), out.w_hh[v].numpy(), out.b_ih[v].numpy(),
-        _array_or(out.gate_weight, v, _NO_MATRIX), _array_or(out.gate_bias, v, _NO_VECTOR),
-    )  # fmt: skip
-    out.b_hh[v].copy_(out.b_ih[v])
+    h0, c0, w_ih, w_hh, b_ih, b_hh, gate_weight, gate_bias = _take(out[1:], v, _NO_GATE)
+    h0[:], c0[:] = s.d_hidden[: shape.B, : shape.H], s.d_cells[: shape.B, : shape.H]
+    variant.unpack(s, shape.gate, w_ih, w_hh, b_ih, gate_weight, gate_bias)
+    b_hh[:] = b_ih
+
+
+def _absent(shape: _Shape) -> tuple[np.ndarray, ...]:
+    """What stands for a gate that is not there, and for rows where x is the batch itself."""
+    return *_NO_GATE, np.arange(shape.B)
 
 
 def _like(tensor: Tensor) -> Tensor:
