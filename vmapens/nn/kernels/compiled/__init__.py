@@ -25,7 +25,7 @@ from vmapens.nn.threads import over_variants
 _GATES = {None: variant.NO_GATE, "feature": variant.FEATURE_GATE, "time": variant.TIME_GATE}
 _NOTHING = np.zeros((0, 0, 0), np.float32)
 _NO_GATE = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-_ARENAS = 2  # shapes a thread keeps memory for: a full batch and the last one of an epoch
+_ARENAS = 4  # shapes a thread keeps memory for: a full and a last batch, in training and in prediction
 
 
 class Classified(NamedTuple):
@@ -59,24 +59,30 @@ class _Shape:
         n = self.T if self.gate == variant.TIME_GATE else self.F
         return padded(self.B, 8), padded(self.F + 1), padded(self.H), padded(n + 1)
 
-    def tape(self) -> Tape:
+    def tape(self, *, whole: bool) -> Tape:
+        """Memory for every step, as a backward needs it, or for the last ones."""
         Bp, Fp, Hp, Np = self.padded
-        steps = Np if self.gate == variant.TIME_GATE else self.T * (self.gate == variant.FEATURE_GATE)
-        sizes = (max(1, steps), Bp, Fp), (self.T, Bp, 4 * Hp), (self.T + 1, Bp, Hp), (self.T + 1, Bp, Hp)
+        steps = self.T if whole else 1
+        attended = {variant.NO_GATE: 1, variant.FEATURE_GATE: steps, variant.TIME_GATE: Np}[self.gate]
+        sizes = (attended, Bp, Fp), (steps, Bp, 4 * Hp), (steps + 1, Bp, Hp), (steps + 1, Bp, Hp)
         return Tape(*(np.empty(size, np.float32) for size in sizes))
+
+    def nbytes(self, *, whole: bool) -> int:
+        """Of a tape."""
+        return sum(array.nbytes for array in self.tape(whole=whole))  # not touched, so not taken
 
 
 class _Arena:
-    """A thread's memory for one shape, used again for each variant and step."""
+    """A thread's memory for one shape, used again for each variant and step; `whole` says whether of all steps."""
 
-    def __init__(self, shape: _Shape) -> None:
+    def __init__(self, shape: _Shape, whole: bool) -> None:
         Bp, Fp, Hp, Np = shape.padded
         K = padded(shape.F + 1 + Hp)
 
         def zeros(*size: int) -> np.ndarray:
             return np.zeros(size, np.float32)
 
-        self.tape = shape.tape()
+        self.tape = shape.tape(whole=whole)
         self.weights = Weights(zeros(4 * Hp, K), zeros(K, 4 * Hp), zeros(Np, Np), zeros(Np, Np))
         self.scratch = Scratch(
             zeros(Bp, Fp), zeros(Bp, K), zeros(Bp, Fp), zeros(Bp, 4 * Hp), zeros(Bp, K), zeros(Bp, Hp), zeros(Bp, Hp),
@@ -91,13 +97,13 @@ class _Arena:
 _local = threading.local()
 
 
-def _arena(shape: _Shape) -> _Arena:
-    arenas: dict[_Shape, _Arena] = _local.__dict__.setdefault("arenas", {})
-    if shape not in arenas:
+def _arena(shape: _Shape, *, whole: bool) -> _Arena:
+    arenas: dict[tuple[_Shape, bool], _Arena] = _local.__dict__.setdefault("arenas", {})
+    if (shape, whole) not in arenas:
         while len(arenas) >= _ARENAS:
             del arenas[next(iter(arenas))]
-        arenas[shape] = _Arena(shape)
-    return arenas[shape]
+        arenas[shape, whole] = _Arena(shape, whole)
+    return arenas[shape, whole]
 
 
 class _One(NamedTuple):
@@ -148,10 +154,10 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     kept: list[tuple[Tensor, ...]] = [()] * count
 
     def work(v: int) -> None:
-        arena = _arena(shape)
-        tape = shape.tape() if plan.keep else arena.tape
+        arena = _arena(shape, whole=plan.all_states and not plan.keep)
+        tape = shape.tape(whole=True) if plan.keep else arena.tape
         _run(_One(*_take(given, v, absent)), shape, arena, tape)
-        h[v], c[v] = tape.hidden[T, :B, :H], tape.cells[T, :B, :H]
+        h[v], c[v] = (steps[T % len(steps), :B, :H] for steps in (tape.hidden, tape.cells))
         if states is not None:
             states[v] = tape.hidden[1:, :B, :H].swapaxes(0, 1)
         if plan.keep:
@@ -169,7 +175,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
     absent, size = _absent(shape), len(Tape._fields)
 
     def work(v: int) -> None:
-        arena, one = _arena(shape), _One(*_take(given, v, absent))
+        arena, one = _arena(shape, whole=not tapes), _One(*_take(given, v, absent))
         if tapes:
             tape = Tape(*tapes[size * v : size * (v + 1)])  # type: ignore[arg-type]
             variant.pack(*one.parameters, shape.gate, arena.weights)
@@ -206,7 +212,7 @@ def classify(
     loss, d_weight, d_bias = out.loss.numpy(), out.weight.numpy(), out.bias.numpy()
 
     def work(v: int) -> None:
-        arena, one = _arena(shape), _One(*_take(given, v, absent))
+        arena, one = _arena(shape, whole=True), _One(*_take(given, v, absent))
         _run(one, shape, arena, arena.tape)
         s, last = arena.scratch, arena.tape.hidden[shape.T]
         s.d_cells[:] = 0

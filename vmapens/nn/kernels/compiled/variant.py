@@ -43,12 +43,12 @@ class Weights(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What the backward needs of the forward."""
+    """What the backward needs of the forward; where there is none, a few steps that are written over in turn."""
 
-    attention: np.ndarray  # [T, Bp, Fp]
-    gates: np.ndarray  # [T, Bp, 4Hp]
-    cells: np.ndarray  # [T + 1, Bp, Hp]
-    hidden: np.ndarray  # [T + 1, Bp, Hp]
+    attention: np.ndarray  # [T or 1, Bp, Fp]
+    gates: np.ndarray  # [T or 1, Bp, 4Hp]
+    cells: np.ndarray  # [T + 1 or 2, Bp, Hp]
+    hidden: np.ndarray  # [T + 1 or 2, Bp, Hp]
 
 
 class Scratch(NamedTuple):
@@ -197,6 +197,12 @@ def _feature_attention(x, weights, F, scores, attention):
 
 
 @jit
+def _at(steps, t):
+    """Step t of a tape's tensor, which may hold fewer steps than there are."""
+    return steps[t % steps.shape[0]]
+
+
+@jit
 def forward(pool, rows, gate, weights, tape, s):
     """Fill the tape. States before the first step stand in `tape.cells[0]` and `tape.hidden[0]`.
 
@@ -212,17 +218,17 @@ def forward(pool, rows, gate, weights, tape, s):
     width = tape.cells.shape[2]
     for t in range(T):
         _gather(pool, rows, t, s.x)
-        attention = tape.attention[t if gate != NO_GATE else 0]
+        attention, gates = _at(tape.attention, t), _at(tape.gates, t)
+        cells, cells_next = _at(tape.cells, t), _at(tape.cells, t + 1)
+        hidden, hidden_next = _at(tape.hidden, t), _at(tape.hidden, t + 1)
         if gate == FEATURE_GATE:
             _feature_attention(s.x, weights, F, s.scores, attention)
-        _fill_z(s.x, attention, tape.hidden[t], gate, F, s.z)
-        gates = tape.gates[t]
+        _fill_z(s.x, attention, hidden, gate, F, s.z)
         multiply(gates, s.z, weights.w_t, F + 1 + width, False)
         for b in range(gates.shape[0]):
             i = address(gates[b])
             f, g, o = i + 4 * width, i + 8 * width, i + 12 * width
-            c, c_next, h = address(tape.cells[t, b]), address(tape.cells[t + 1, b]), address(tape.hidden[t + 1, b])
-            _cell((i, f, g, o, c, i, f, g, o, c_next, h, width))
+            _cell((i, f, g, o, address(cells[b]), i, f, g, o, address(cells_next[b]), address(hidden_next[b]), width))
 
 
 @jit
@@ -250,7 +256,7 @@ def backward(pool, rows, gate, weights, tape, s, d_states, d_attention, d_x):
             for b in range(d_states.shape[0]):
                 for j in range(d_states.shape[2]):
                     s.d_hidden[b, j] += d_states[b, t, j]
-        gates, attention, first = tape.gates[t], tape.attention[t if gate != NO_GATE else 0], t == T - 1
+        gates, attention, first = tape.gates[t], _at(tape.attention, t), t == T - 1
         for b in range(Bp):
             i, d_i, d_c = address(gates[b]), address(s.d_gates[b]), address(s.d_cells[b])
             f, g, o = i + 4 * width, i + 8 * width, i + 12 * width
