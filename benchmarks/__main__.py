@@ -5,7 +5,7 @@ import sys
 
 from benchmarks import table
 
-_MODULES = {"import": "importing", "load": "loading"}
+_MODULES = {"import": "importing", "load": "loading", "memory": "memory"}
 
 
 def main(arguments: list[str]) -> int:

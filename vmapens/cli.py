@@ -269,7 +269,10 @@ def _train(
             "variants": len(ready.table),
             "parameters_per_variant": needs.parameters,
             "blocks": len(ready.blocks),
+            "block": needs.block,
+            "width": needs.width,
             "memory_mib": round(needs.memory_mib),
+            "free_mib": round(needs.free_mib),
             "attention_mib": round(needs.attention_mib),
             "disk_mib": round(needs.disk_mib),
         }

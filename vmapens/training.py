@@ -23,7 +23,7 @@ from vmapens import attention as attention_room
 from vmapens.cohort.load import Cohort, load_cohort
 from vmapens.ensemble import metrics
 from vmapens.ensemble.epoch import Block, Data, train_epoch
-from vmapens.ensemble.memory import Needs, needs
+from vmapens.ensemble.memory import Needs, Width, needs
 from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
 from vmapens.ensemble.stack import columns_of, stack_modules
 from vmapens.ensemble.step import attend, gradients, predict
@@ -34,6 +34,9 @@ from vmapens.nn.loss import targets
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
 from vmapens.spec import RunSpec, to_table
+
+
+_HALVED = "warning: memory ran out; going on with {value} variants at once, which changes no result."
 
 
 @runtime_checkable
@@ -113,6 +116,7 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
         parameters=sum(column.stop - column.start for column in columns),
         variants=len(table),
         shape=(cohort.x.shape[0], T, F),
+        outputs=cohort.task.outputs,
         saved=len(saved),
         evaluated=int(np.sum(cohort.split != "train")),
         attention_cells=int(np.prod(sizes)),
@@ -241,8 +245,9 @@ def execute(
     listener.start(sum(stop - start for start, stop in unfinished) * ready.spec.train.epochs)
     with spread_over():
         data = Data.of(cohort, ready.spec.train, ready.device)
+        width = Width(ready.needs.width, on_halved=lambda value: listener.say(_HALVED.format(value=value)))
         for start, stop in unfinished:
-            _train_block(ready, data, paths, start, stop, drop_state, listener)
+            _train_block(ready, data, paths, start, stop, width, drop_state, listener)
         _write_variants(ready, paths)
         run = Run(paths, manifest)
         attention_room.write_predictions(run, ready.model, cohort, ready.device)
@@ -253,7 +258,14 @@ def execute(
 
 
 def _train_block(
-    ready: Plan, data: Data, paths: RunPaths, start: int, stop: int, drop_state: bool, listener: Listener
+    ready: Plan,
+    data: Data,
+    paths: RunPaths,
+    start: int,
+    stop: int,
+    width: Width,
+    drop_state: bool,
+    listener: Listener,
 ) -> None:
     spec, folder = ready.spec.train, paths.block(start, stop)
     table = ready.table[start:stop]
@@ -264,9 +276,7 @@ def _train_block(
     history: list[pl.DataFrame] = []
     for epoch in range(spec.epochs + 1):
         if epoch > 0:
-            scores = train_epoch(
-                ready.model, block, data, spec, epoch=epoch, width=ready.needs.width, on_variants=listener.advance
-            )
+            scores = train_epoch(ready.model, block, data, spec, epoch=epoch, width=width, on_variants=listener.advance)
             history.append(pl.concat([variants, scores], how="horizontal"))
         if epoch in spec.snapshots:
             write_weights(folder / f"epoch-{epoch:04d}.safetensors", block.stack)

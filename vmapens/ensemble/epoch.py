@@ -4,7 +4,7 @@ The variants go through the epoch in groups of `width`, a matter of memory only:
 another's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vmapens.cohort.load import Cohort
 from vmapens.ensemble import metrics, optimizer
+from vmapens.ensemble.memory import Width, is_out_of_memory
 from vmapens.ensemble.seeds import Order
 from vmapens.ensemble.stack import Stack
 from vmapens.ensemble.step import gradients, predict, train_step
@@ -89,10 +90,12 @@ def train_epoch(
     spec: TrainSpec,
     *,
     epoch: int,
-    width: int,
+    width: Width | int,
     on_variants: Callable[[int], None] = lambda count: None,
 ) -> pl.DataFrame:
     """Train every variant of a block for one epoch, score it, and keep its parameters if it is its best.
+
+    Where memory runs out, the width is halved, and the variants go on from the step they have reached.
 
     Args:
         model: One module of the architecture.
@@ -107,28 +110,76 @@ def train_epoch(
         One row per variant: epoch, train_loss (mean over the epoch's samples, before each step), valid_loss,
         valid_<metric>, and test_<metric> if that split chooses.
     """
+    width = Width(width) if isinstance(width, int) else width
     compute = gradients(model, data.kind)
     y = targets(data.y, data.kind, data.x.dtype)
     metric = spec.select_by or metrics.default_metric(data.kind)
     order = torch.stack([variant.next_epoch() for variant in block.orders]).to(data.x.device)
     batches = order.split(spec.batch_size, dim=1)
+    total = torch.zeros(len(order), dtype=torch.float64, device=data.x.device)
+
+    def train(group: slice, done: int) -> None:
+        """Take the steps that are left of the epoch."""
+        stack, state = block.stack.rows(group.start, group.stop), block.state.rows(group.start, group.stop)
+        for number in range(done, len(batches)):
+            index = batches[number][group]
+            try:
+                losses = train_step(compute, stack, state, data.x, y, index, block.steps + number + 1)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or group.stop - group.start == 1:
+                    raise
+                number_reached = number
+                break
+            total[group] += losses.double() * index.shape[1]
+        else:
+            return
+        width.halve()  # here, where the error and what it holds are gone
+        for part in _groups(group, width.value):
+            train(part, number_reached)
+
     rows: list[pl.DataFrame] = []
-    for start in range(0, len(order), width):
-        stop = min(start + width, len(order))
-        stack, state = block.stack.rows(start, stop), block.state.rows(start, stop)
-        total = torch.zeros(stop - start, dtype=torch.float64, device=data.x.device)
-        for number, index in enumerate(batches, start=block.steps + 1):
-            total += train_step(compute, stack, state, data.x, y, index[start:stop], number).double() * index.shape[1]
-        rows.append(_score(model, stack, data, metric, spec, total / order.shape[1]))
-        score = rows[-1][f"{spec.select_on}_{metric}"].fill_nan(-np.inf).to_numpy()
-        score = score if metrics.METRICS[metric].higher_is_better else -score
-        better = start + np.flatnonzero(score > block.best_score[start:stop])
-        block.best.theta[better] = block.stack.theta[better]
-        block.best_score[better] = score[better - start]
-        block.kept_epoch[better] = epoch
-        on_variants(stop - start)
+    start = 0
+    while start < len(order):
+        group = slice(start, min(start + width.value, len(order)))
+        train(group, 0)
+        rows += _scores(model, block, data, metric, spec, group, width, total / order.shape[1])
+        start = group.stop
+        on_variants(group.stop - group.start)
+    history = pl.concat(rows)
+    score = history[f"{spec.select_on}_{metric}"].fill_nan(-np.inf).to_numpy()
+    score = score if metrics.METRICS[metric].higher_is_better else -score
+    better = np.flatnonzero(score > block.best_score)
+    block.best.theta[better] = block.stack.theta[better]
+    block.best_score[better] = score[better]
+    block.kept_epoch[better] = epoch
     block.steps += len(batches)
-    return pl.concat(rows).select(pl.lit(epoch, pl.Int32).alias("epoch"), pl.all())
+    return history.select(pl.lit(epoch, pl.Int32).alias("epoch"), pl.all())
+
+
+def _groups(variants: slice, width: int) -> Iterator[slice]:
+    for start in range(variants.start, variants.stop, width):
+        yield slice(start, min(start + width, variants.stop))
+
+
+def _scores(
+    model: torch.nn.Module,
+    block: Block,
+    data: Data,
+    metric: str,
+    spec: TrainSpec,
+    group: slice,
+    width: Width,
+    train_loss: Tensor,
+) -> list[pl.DataFrame]:
+    """The rows of a group of variants, in smaller groups where memory runs out."""
+    try:
+        return [_score(model, block.stack.rows(group.start, group.stop), data, metric, spec, train_loss[group])]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or group.stop - group.start == 1:
+            raise
+    width.halve()
+    parts = _groups(group, width.value)
+    return [row for part in parts for row in _scores(model, block, data, metric, spec, part, width, train_loss)]
 
 
 def _score(

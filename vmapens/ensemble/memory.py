@@ -1,21 +1,29 @@
 """What fits: how many variants are computed at once, how many make a block, and what a run needs.
 
-Width is a matter of memory alone: no result depends on it (`nn.isolation`). It is never written to a file.
+Width is a matter of memory alone: no result depends on it (`nn.isolation`). It is never written to a file, and it is
+halved when memory runs out after all.
 """
 
 import os
+import re
+import resource
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from vmapens.nn.kernels import Plan, choose
 from vmapens.spec import RunSpec
 
-_WORKSPACE_PER_STATE = 19  # floats that oneDNN keeps per hidden unit, step and sample (measured: 18.7 at small size)
-_WIDTH = 16  # widest on a CPU: more gains nothing, since what is kept has left the cache by then
 _BLOCK = 256
-_LIBRARIES_MIB = 300  # torch, Polars and pyarrow, imported
-_ARENAS = 2  # freed workspaces stay with the threads that used them
-_THETAS = 5  # theta, its best epoch, two moments, and the gradients on their way
+_MARGIN = 0.8  # of the free memory that a width may fill
+_STATES = 4  # theta, its best epoch, two moments: per parameter of a block
+_GRADIENTS = 3  # as they come, scaled by the loss's gradient, and side by side: per parameter of a width
+_LIBRARIES = 50 * 2**20  # what they load when a run's files are written (seen: 40 to 60 MiB)
+_ROW_BYTES = 150  # of predictions.parquet in memory, while it is written and read back
+_PASSES = 3  # of attention: computed, on its way to the file, and a copy while it is laid out
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,8 @@ class Needs:
         parameters: Of one variant.
         block: Variants per block.
         width: Variants computed at once.
-        data_mib: The cohort's tensors.
-        block_mib: Parameters and moments of one block.
-        step_mib: What one step of `width` variants holds.
+        memory_mib: Peak of the process (on a GPU: of its memory) from now on.
+        free_mib: What is free now, and what the process has already.
         disk_mib: The finished run directory, attention included.
         attention_mib: The attention files alone.
     """
@@ -36,16 +43,37 @@ class Needs:
     parameters: int
     block: int
     width: int
-    data_mib: float
-    block_mib: float
-    step_mib: float
+    memory_mib: float
+    free_mib: float
     disk_mib: float
     attention_mib: float
 
-    @property
-    def memory_mib(self) -> float:
-        """Peak of the process: libraries, data, block and step together."""
-        return _LIBRARIES_MIB + self.data_mib + self.block_mib + _ARENAS * self.step_mib
+
+class Width:
+    """How many variants are computed at once.
+
+    Args:
+        value: At first.
+        on_halved: Hears of each new value.
+    """
+
+    def __init__(self, value: int, on_halved: Callable[[int], None] = lambda value: None) -> None:
+        self.value = value
+        self._on_halved = on_halved
+
+    def halve(self) -> None:
+        """Compute half as many from now on, and let go of what torch keeps in store on a GPU."""
+        self.value = max(1, self.value // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._on_halved(self.value)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: NumPy's, torch's on a GPU, or that of its allocator on a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def needs(
@@ -54,18 +82,22 @@ def needs(
     parameters: int,
     variants: int,
     shape: tuple[int, int, int],
+    outputs: int,
     saved: int,
     evaluated: int,
     attention_cells: int,
     device: torch.device,
 ) -> Needs:
-    """Estimate what a run needs and choose block and width.
+    """Predict what a run needs, beyond what the process has now, and choose block and width.
+
+    The width is the largest that fits the free memory with a margin; more than a block is never needed.
 
     Args:
         spec: The run.
-        parameters: Of one variant.
+        parameters: Of one variant, padding included.
         variants: V.
-        shape: N, T, F of the cohort.
+        shape: N, T, F of the cohort, which is loaded.
+        outputs: C.
         saved: Samples whose attention is written.
         evaluated: Samples of the valid and test splits.
         attention_cells: Weights per sample, T*F or T.
@@ -73,27 +105,80 @@ def needs(
     """
     N, T, F = shape
     block = min(_BLOCK if spec.block == "auto" else spec.block, variants)
-    batch = min(spec.train.batch_size, N)
-    one_mib = 4 * batch * T * (2 * F + _WORKSPACE_PER_STATE * spec.model.hidden) / 2**20
-    room_mib = _room_mib(device)
-    width = max(1, min(block, _WIDTH if device.type == "cpu" else block, int(room_mib / 4 / one_mib)))
-    theta_mib = 4 * parameters / 2**20
-    attention_mib = variants * saved * 4 * (attention_cells + 4) / 2**20
+    row = 4 * parameters
+    of_data = 4 * T * F * (N + evaluated // 2)  # the splits taken apart; the valid one twice
+    of_block = _STATES * block * row
+    of_predictions = variants * evaluated * (_ROW_BYTES + 4 * outputs)
+    attention = 4 * saved * attention_cells
+    of_attention = _PASSES * min(ATTENTION_PASS, max(1, min(variants, 16)) * attention)
+    full, last = min(spec.train.batch_size, N), (N - evaluated) % spec.train.batch_size
+    per_thread, per_variant = _of_step(spec, full, T, F, device)
+    per_thread += _of_step(spec, last, T, F, device)[0]  # a thread keeps memory for an epoch's last batch, too
+    per_variant += _GRADIENTS * row
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+
+    fixed = _LIBRARIES + of_data + of_block + threads * per_thread
+    room = _MARGIN * (_free(device) - fixed)
+    width = max(1, min(block, int(room / per_variant)))
+    here = _held() if device.type == "cpu" else 0
+    peak = here + fixed + max(width * per_variant, of_predictions + of_attention)
     files = 5 + len(spec.train.snapshots)  # best, last, and state with its two moments
+    attention_mib = variants * (attention + 16 * saved) / 2**20
     return Needs(
         parameters=parameters,
         block=block,
         width=width,
-        data_mib=N * T * F * (4 + 1 + 4) / 2**20,  # x, observed, and the splits taken apart
-        block_mib=_THETAS * block * theta_mib,
-        step_mib=width * one_mib,
-        disk_mib=attention_mib + variants * (files * theta_mib + evaluated * 8 / 2**20),
+        memory_mib=max(peak, _most_held() if device.type == "cpu" else 0) / 2**20,
+        free_mib=(_free(device) + here) / 2**20,
+        disk_mib=attention_mib + variants * (files * row + evaluated * 8) / 2**20,
         attention_mib=attention_mib,
     )
 
 
-def _room_mib(device: torch.device) -> float:
-    """What is free on a GPU; half of a machine's memory, since a cache of files would count as taken."""
+ATTENTION_PASS = 256 * 2**20
+"""Bytes of attention that one pass over the saved samples may give, for a few variants at a time."""
+
+
+def _of_step(spec: RunSpec, batch: int, T: int, F: int, device: torch.device) -> tuple[int, int]:
+    """Bytes that a step takes per thread and per variant of the width, without the gradients.
+
+    A module of one's own is taken for the built-in one with pooling, which keeps the states of all steps.
+    """
+    kernel = choose(device, torch.float32)
+    built_in = spec.model.name == "attention-lstm"
+    over = spec.model.attend_over if built_in else "pool"
+    H = spec.model.hidden
+    plan = Plan(gate_over=over if over in ("feature", "time") else None, all_states=over == "pool")
+    per_thread, per_variant = kernel.memory((batch, T, F, H), plan)
+    if over == "pool":  # the batch, and the states with their gradients
+        per_variant += 4 * batch * T * (F + 3 * H)
+    return per_thread, per_variant
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that can be had: of a GPU's memory, or of the machine's (files that are cached count as free)."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2**20
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 / 2**20
+        return torch.cuda.mem_get_info(device)[0]
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
+    if found is not None:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _held() -> int:
+    """Bytes of memory that this process holds."""
+    pages = _read("/proc/self/statm").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else _most_held()
+
+
+def _most_held() -> int:
+    """Most bytes that it has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return ""

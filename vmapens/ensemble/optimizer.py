@@ -52,7 +52,7 @@ def update_(theta: Float[Tensor, "V P"], grad: Float[Tensor, "V P"], state: Adam
         return
     step_size = (state.lr / (1 - _BETA_1**step)).to(theta.dtype).unsqueeze(1)
     root_correction = (1 - _BETA_2**step) ** 0.5
-    grad.add_(theta * state.weight_decay.to(theta.dtype).unsqueeze(1))
+    grad.addcmul_(theta, state.weight_decay.to(theta.dtype).unsqueeze(1))
     state.first.lerp_(grad, 1 - _BETA_1)
     state.second.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
     denominator = torch.sqrt(state.second, out=grad).div_(root_correction).add_(_EPSILON)

@@ -95,16 +95,20 @@ def train_step(
 
     Returns:
         Each variant's loss before the step.
+
+    Raises:
+        RuntimeError: If memory runs out; nothing has changed then.
     """
     grads, losses = gradients(stack.views(trained=True), stack.views(trained=False), x, index, y[index])
     width = stack.trained_width
-    columns = [column for column in stack.columns if column.trained]
+    # All memory is taken before anything changes, so that a step that runs out of it can be taken again.
+    flat = stack.theta.new_zeros(len(index), width)
 
     def update(start: int, stop: int) -> None:
-        flat = stack.theta.new_zeros(stop - start, width)
-        for column in columns:
-            flat[:, column.start : column.stop] = grads[column.name][start:stop].flatten(1)
-        optimizer.update_(stack.theta[start:stop, :width], flat, state.rows(start, stop), step)
+        for column in stack.columns:
+            if column.trained:
+                flat[start:stop, column.start : column.stop] = grads[column.name][start:stop].flatten(1)
+        optimizer.update_(stack.theta[start:stop, :width], flat[start:stop], state.rows(start, stop), step)
 
     if x.is_cuda:
         update(0, len(index))

@@ -106,6 +106,10 @@ class Kernel(Protocol):
         """Compute the gradient of each input; of x only if it is needed, else None in its place."""
         ...
 
+    def memory(self, sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
+        """Bytes that a training step of sizes (B, T, F, H) takes, per thread and per variant."""
+        ...
+
 
 Name = Literal["auto", "reference", "onednn", "compiled"]
 _chosen: Name = "auto"

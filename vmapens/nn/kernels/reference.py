@@ -43,6 +43,12 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
     return Gradients(*map(_join, zip(*in_order, strict=True)))  # type: ignore[arg-type]
 
 
+def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
+    """See `Kernel.memory`. The backward computes the forward again, so a step's lists live only while it runs."""
+    B, T, F, H = sizes
+    return 4 * B * T * (6 * F + 16 * H), 0
+
+
 def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
     return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
 

@@ -67,10 +67,6 @@ class _Shape:
         sizes = (attended, Bp, Fp), (steps, Bp, 4 * Hp), (steps + 1, Bp, Hp), (steps + 1, Bp, Hp)
         return Tape(*(np.empty(size, np.float32) for size in sizes))
 
-    def nbytes(self, *, whole: bool) -> int:
-        """Of a tape."""
-        return sum(array.nbytes for array in self.tape(whole=whole))  # not touched, so not taken
-
 
 class _Arena:
     """A thread's memory for one shape, used again for each variant and step; `whole` says whether of all steps."""
@@ -223,6 +219,14 @@ def classify(
 
     over_variants(work, count)
     return out
+
+
+def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
+    """See `Kernel.memory`."""
+    shape = _Shape(*sizes, _GATES[plan.gate_over])
+    arena = _Arena(shape, whole=True)  # its pages are not touched, so it takes nothing
+    arrays = (*arena.tape, *arena.weights, *arena.scratch, arena.columns, arena.d_attention, arena.cells_first)
+    return sum(array.nbytes for array in arrays), sum(t.nbytes for t in arena.tape) * plan.all_states
 
 
 def _run(one: _One, shape: _Shape, arena: _Arena, tape: Tape) -> None:

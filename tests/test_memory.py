@@ -1,0 +1,85 @@
+"""Memory is planned: what is predicted is what is taken, and running out of it changes no result."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_step import made_data, train_ensemble
+
+from vmapens.ensemble import epoch as epoch_room
+from vmapens.ensemble.memory import Width, is_out_of_memory
+from vmapens.nn.kernels import use_kernel
+
+ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"),
+]
+
+
+def fail_above(monkeypatch, name, width, error):
+    """Let a function of the epoch run out of memory for more than so many variants; gives the sizes it was tried with."""
+    tried, real = [], getattr(epoch_room, name)
+
+    def limited(*arguments, **options):
+        stack = next(a for a in arguments if isinstance(a, epoch_room.Stack))
+        tried.append(len(stack.theta))
+        if len(stack.theta) > width and len(tried) > 3:  # not at once: some steps are taken by then
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(epoch_room, name, limited)
+    return tried
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "onednn"])
+@pytest.mark.parametrize("name", ["train_step", "predict"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_running_out_of_memory_changes_no_byte(monkeypatch, error, name, kernel):
+    x, y = made_data(90, 5, 4)
+    options = {"hidden": 4, "epochs": 5, "batch_size": 16}
+    with use_kernel(kernel):
+        wanted = train_ensemble(range(7), x, y, width=7, **options)
+        tried = fail_above(monkeypatch, name, 2, error)
+        got = train_ensemble(range(7), x, y, width=7, **options)
+    assert max(tried) == 7
+    assert min(tried) <= 2
+    assert torch.equal(got[0].stack.theta, wanted[0].stack.theta)
+    assert torch.equal(got[0].state.second, wanted[0].state.second)
+    assert torch.equal(got[0].best.theta, wanted[0].best.theta)
+    assert got[3].equals(wanted[3])
+
+
+def test_one_variant_that_does_not_fit_is_an_error(monkeypatch):
+    x, y = made_data(90, 5, 4)
+    fail_above(monkeypatch, "train_step", 0, MemoryError("no room"))
+    with pytest.raises(MemoryError, match="no room"):
+        train_ensemble(range(3), x, y, hidden=4, epochs=2)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    x, y = made_data(90, 5, 4)
+    fail_above(monkeypatch, "train_step", 1, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train_ensemble(range(3), x, y, hidden=4, epochs=5)
+
+
+def test_a_width_halves_to_one_and_says_so():
+    heard = []
+    width = Width(5, heard.append)
+    for _ in range(4):
+        width.halve()
+    assert heard == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("variants", "hidden", "over"), [(48, 96, "feature"), (24, 48, "pool")])
+def test_the_predicted_memory_is_the_measured_peak(variants, hidden, over):
+    """Within 15 %, in a process of its own, whose peak nothing else has raised."""
+    command = [sys.executable, "-m", "benchmarks", "run", "memory", "--variants", str(variants)]
+    options = ["--hidden", str(hidden), "--attend-over", over, "--samples", "600", "--steps", "60", "--features", "30"]
+    done = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE, text=True)
+    (line,) = (json.loads(text) for text in done.stdout.splitlines())
+    assert 0.85 <= line["predicted_mib"] / line["peak_mib"] <= 1.15, line
