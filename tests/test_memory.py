@@ -20,7 +20,7 @@ ERRORS = [
 
 
 def fail_above(monkeypatch, name, width, error):
-    """Let a function of the epoch run out of memory for more than so many variants; gives the sizes it was tried with."""
+    """Let a function of the epoch run out of memory above a width; gives the widths it was tried with."""
     tried, real = [], getattr(epoch_room, name)
 
     def limited(*arguments, **options):

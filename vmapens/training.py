@@ -28,13 +28,13 @@ from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
 from vmapens.ensemble.stack import columns_of, stack_modules
 from vmapens.ensemble.step import attend, gradients, predict
 from vmapens.errors import RunError, SpecError, StackError, VmapensError, first_line
+from vmapens.nn import kernels
 from vmapens.nn.factory import model_factory
 from vmapens.nn.kernels import compute_device
 from vmapens.nn.loss import targets
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
 from vmapens.spec import RunSpec, to_table
-
 
 _HALVED = "warning: memory ran out; going on with {value} variants at once, which changes no result."
 
@@ -350,6 +350,7 @@ def versions(device: torch.device) -> dict[str, str]:
         "pyarrow": pyarrow.__version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
+        "kernel": kernels.version(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
 

@@ -7,6 +7,7 @@ Axes: V variants, B batch, T steps, F features, H hidden; G = 4H gates in PyTorc
 Layout: the variant axis leads every tensor; a variant's own slice is contiguous or has stride 0.
 """
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -144,6 +145,12 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
 
         return compiled
     return onednn if _chosen == "onednn" or torch.backends.mkldnn.is_available() else reference
+
+
+def version(device: torch.device) -> str:
+    """The kernel that computes float32 there, and what made it: with other ones a variant's bytes differ."""
+    name = choose(device, torch.float32).__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    return f"{name}, numba {importlib.metadata.version('numba')}" if name == "compiled" else name
 
 
 def is_compiled(tensor: Tensor) -> bool:
