@@ -287,9 +287,9 @@ def _train(
     if failed:
         some = ", ".join(map(str, failed[:5]))
         say(f"warning: {len(failed)} variants have no finite score in any epoch and are left out below ({some}).")
-    summary = run.summary()
+    summary = run.summary().to_dicts()
     if as_json:
-        table = {"out": str(out), "variants": len(run.variants), "spec": to_table(spec), "summary": summary.to_dicts()}
+        table = {"out": str(out), "variants": len(run.variants), "spec": to_table(spec), "summary": summary}
         typer.echo(_json(table))
     else:
         typer.echo("\n".join([f"{len(run.variants)} variants in {out}", *summary_lines(summary)]))

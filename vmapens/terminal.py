@@ -1,11 +1,15 @@
-"""What a person sees: lines on standard error, and a progress bar where that is a terminal."""
+"""What a person sees: lines on standard error, and a progress bar where that is a terminal.
+
+Every command imports this room, `vmapens --help` too: rich is imported when a training starts, and tables come as rows.
+"""
 
 import sys
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _LINE_EVERY_SECONDS = 30
 
@@ -21,18 +25,20 @@ class TrainingProgress:
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task = TaskID(0)
         self._total = self._done = 0
         self._begun = self._last = time.monotonic()
 
     def start(self, variant_epochs: int) -> None:
         """Begin with this much work."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._total, self._begun = variant_epochs, time.monotonic()
         console = Console(stderr=True)
         if console.is_terminal and variant_epochs:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("variants x epochs {task.fields[speed]}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
-            self._task = self._bar.add_task("train", total=variant_epochs, speed="")
+            self._bar.add_task("train", total=variant_epochs, speed="")
             self._bar.start()
 
     def advance(self, variant_epochs: int) -> None:
@@ -41,7 +47,7 @@ class TrainingProgress:
         now = time.monotonic()
         speed = self._done / max(now - self._begun, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, speed=f"{speed:.1f}/s")
+            self._bar.update(self._bar.task_ids[0], completed=self._done, speed=f"{speed:.1f}/s")
         elif now - self._last > _LINE_EVERY_SECONDS:
             self._last = now
             left = (self._total - self._done) / speed / 60
@@ -63,10 +69,11 @@ class TrainingProgress:
             self._bar = None
 
 
-def summary_lines(summary: pl.DataFrame) -> list[str]:
-    """A table of `Run.summary` as lines of text."""
-    width = max((len(name) for name in summary["metric"]), default=0)
+def summary_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of `Run.summary` as lines of text."""
+    width = max((len(row["metric"]) for row in summary), default=0)
     lines = [f"{'split':<6} {'metric':<{width}}   mean     sd     min     max"]
-    for split, metric, _, *values in summary.iter_rows():
+    for row in summary:
+        split, metric, _, *values = row.values()
         lines.append(f"{split:<6} {metric:<{width}} " + " ".join(f"{value:7.4f}" for value in values))
     return lines
