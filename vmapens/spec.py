@@ -21,6 +21,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Unmatched = Literal["error", "keep", "drop"]
 Table = dict[str, Any]
+BUILT_IN = "attention-lstm"
+"""Name of the built-in model."""
 _MOST_NUMBERS = 1_000_000
 
 
@@ -69,7 +71,7 @@ class ModelSpec:
         options: Further keyword arguments for a module of the user's own.
     """
 
-    name: str = "attention-lstm"
+    name: str = BUILT_IN
     hidden: int = 32
     attend_over: AttendOver = "feature"
     freeze_attention: bool = False
@@ -77,11 +79,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _require(self.hidden >= 1, "hidden", self.hidden, "1 or more")
-        known = self.name == "attention-lstm" or ":" in self.name
+        known = self.name == BUILT_IN or ":" in self.name
         _require(known, "model", f"`{self.name}`", "attention-lstm, or package:Class for a module of your own")
         built_in = {name: getattr(self, name) for name in ("hidden", "attend_over", "freeze_attention")}
         given = [name for name, value in built_in.items() if value != getattr(type(self), name)]
-        if self.name != "attention-lstm" and given:
+        if self.name != BUILT_IN and given:
             raise SpecError(
                 f"{', '.join(given)} belong to the model attention-lstm, not to `{self.name}`: "
                 "give your own model its arguments under [model.options]."

@@ -34,7 +34,7 @@ from vmapens.nn.kernels import compute_device
 from vmapens.nn.loss import targets
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
-from vmapens.spec import RunSpec, to_table
+from vmapens.spec import BUILT_IN, RunSpec, to_table
 
 _HALVED = "warning: memory ran out; going on with {value} variants at once, which changes no result."
 
@@ -108,6 +108,8 @@ def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None =
     T, F = cohort.x.shape[1:]
     factory = model or model_factory(spec.model, features=F, steps=T, outputs=cohort.task.outputs)
     first = _first_module(factory, cohort)
+    if model is not None or spec.model.name != BUILT_IN:  # the built-in model's tests have shown it
+        _check_transformable(first, cohort)
     saved = attention_room.choose_samples(cohort, spec.save_attention, seed=spec.attention_seed)
     sizes = attention_room.attention_sizes(first, cohort.x[:1]) if len(saved) else ()
     columns = columns_of(first)
@@ -138,13 +140,12 @@ def _check_metric(metric: str, cohort: Cohort, split: str) -> None:
 
 
 def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
-    """Build the first variant's module and see that it can be trained: one step's gradients of two variants.
+    """Build the first variant's module and call it once.
 
     Raises:
-        StackError: If it cannot be built, has the wrong signature, draws random numbers, or cannot be transformed.
+        StackError: If it cannot be built, has the wrong signature, or draws random numbers.
     """
-    outputs = cohort.task.outputs
-    x, y = cohort.x[:2], targets(cohort.y[:2], cohort.task.kind, cohort.x.dtype)
+    outputs, x = cohort.task.outputs, cohort.x[:2]
     name = "the model"
     try:
         module, state = construct(factory, 0)
@@ -171,6 +172,18 @@ def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
         raise StackError(
             f"{name} gives logits and attention of shape {got}, wanted ({len(x)}, {outputs}) and (2, ...)."
         )
+    return module
+
+
+def _check_transformable(module: torch.nn.Module, cohort: Cohort) -> None:
+    """See that two variants of a module give the gradients of one step, logits and attention.
+
+    The first gradient makes torch import its compiler, 1.4 s of CPU time: a dry run of the built-in model goes without.
+
+    Raises:
+        StackError: If `torch.func` cannot transform it.
+    """
+    x, y = cohort.x[:2], targets(cohort.y[:2], cohort.task.kind, cohort.x.dtype)
     stack = stack_modules([module, module], 2)
     try:
         compute = gradients(module, cohort.task.kind)
@@ -180,8 +193,8 @@ def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
         attend(module, stack, x)
     except Exception as error:
         hint = "torch.nn.LSTM cannot: use vmapens.nn.LSTM"
+        name = type(module).__name__
         raise StackError(f"{name} does not run under torch.func.vmap: {first_line(error)} ({hint}).") from error
-    return module
 
 
 def train(

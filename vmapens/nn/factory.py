@@ -8,7 +8,7 @@ import torch
 
 from vmapens.errors import SpecError, first_line
 from vmapens.nn.attention_lstm import AttentionLSTM
-from vmapens.spec import ModelSpec
+from vmapens.spec import BUILT_IN, ModelSpec
 
 
 def model_factory(spec: ModelSpec, *, features: int, steps: int, outputs: int) -> Callable[[], torch.nn.Module]:
@@ -24,7 +24,7 @@ def model_factory(spec: ModelSpec, *, features: int, steps: int, outputs: int) -
         SpecError: If the class cannot be imported.
     """
     sizes = {"features": features, "steps": steps, "outputs": outputs}
-    if spec.name == "attention-lstm":
+    if spec.name == BUILT_IN:
         built_in = partial(AttentionLSTM, hidden=spec.hidden, attend_over=spec.attend_over)
         return partial(built_in, **sizes, freeze_attention=spec.freeze_attention)
     package, _, name = spec.name.partition(":")
