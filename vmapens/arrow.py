@@ -6,8 +6,10 @@ variant, at most 512 rows. Readers drop schema metadata, so everything in it als
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import pyarrow as pa
 from vmapens.atomic import atomic_path
 from vmapens.errors import RunError
 
-_BATCH_ROWS = 512
+BATCH_ROWS = 512
+"""Rows of one variant in a record batch, at most."""
 METADATA_KEY = b"vmapens"
+_PUSHED_BYTES = 4 << 20
 
 
 def nested(values: np.ndarray) -> pa.Array:
@@ -64,46 +68,90 @@ def attention_schema(sizes: Sequence[int], outputs: int, metadata: dict[str, Any
 
 
 class AttentionWriter:
-    """Writes the rows of one variant after the other; make it with `write_attention`."""
+    """Writes the rows of one variant after the other in a thread of its own; make it with `write_attention`.
 
-    def __init__(self, writer: pa.RecordBatchFileWriter, schema: pa.Schema) -> None:
-        self._writer = writer
-        self._schema = schema
+    `write` returns before its part is on the disk, so that the caller can compute the next one meanwhile. It waits for
+    the part before, so that there are never more than two: one that is written and one that is computed.
+    """
+
+    def __init__(self, sink: pa.OSFile, file: pa.RecordBatchFileWriter, schema: pa.Schema) -> None:
+        self._sink, self._file, self._schema = sink, file, schema
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="attention-writer")
+        self._writing: Future[None] | None = None
+        self._pushed = 0
 
     def write(
-        self, variant: int, samples: Sequence[str], y: np.ndarray, probability: np.ndarray, attention: np.ndarray
+        self, first: int, samples: Sequence[str], y: np.ndarray, probability: np.ndarray, attention: np.ndarray
     ) -> None:
-        """Write one variant's samples.
+        """Write some samples of some variants; the arrays must stay as they are until the next call or the end.
 
         Args:
-            variant: Its number in the table.
+            first: Number of the first variant in the table; the others follow.
             samples: Ids, S of them.
             y: Labels [S].
-            probability: [S] or [S, C], float32.
-            attention: [S, T, F] or [S, T], float32.
+            probability: [V, S] or [V, S, C], float32.
+            attention: [V, S, T, F] or [V, S, T], float32.
+
+        Raises:
+            OSError: If the part before could not be written.
         """
-        for start in range(0, len(samples), _BATCH_ROWS):
-            part = slice(start, start + _BATCH_ROWS)
-            columns = [
-                pa.array(np.full(len(samples[part]), variant, np.int32)),
-                pa.array(samples[part], pa.utf8()),
-                pa.array(y[part].astype(np.int32)),
-                nested(probability[part]),
-                nested(attention[part]),
-            ]
-            self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self.wait()
+        self._writing = self._thread.submit(self._write, first, samples, y, probability, attention)
+
+    def wait(self) -> None:
+        """Return when all parts are written, or raise what writing them raised."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def close(self) -> None:
+        """Let the part that is written come to its end, and take no more."""
+        self._thread.shutdown()
+
+    def _write(
+        self, first: int, samples: Sequence[str], y: np.ndarray, probability: np.ndarray, attention: np.ndarray
+    ) -> None:
+        for place in range(len(attention)):
+            for start in range(0, len(samples), BATCH_ROWS):
+                part = slice(start, start + BATCH_ROWS)
+                columns = [
+                    pa.array(np.full(len(samples[part]), first + place, np.int32)),
+                    pa.array(samples[part], pa.utf8()),
+                    pa.array(y[part].astype(np.int32)),
+                    nested(probability[place, part]),
+                    nested(attention[place, part]),
+                ]
+                self._file.write_batch(pa.record_batch(columns, schema=self._schema))
+                self._push()
+
+    def _push(self) -> None:
+        """Let the disk begin now: by itself the system would wait for more, and then for the flush at the end."""
+        end = self._sink.tell()
+        if end - self._pushed >= _PUSHED_BYTES and hasattr(os, "posix_fadvise"):
+            # Linux starts to write the range out, and returns; pages that are not on the disk yet stay in memory.
+            os.posix_fadvise(self._sink.fileno(), self._pushed, end - self._pushed, os.POSIX_FADV_DONTNEED)
+            self._pushed = end
 
 
 @contextmanager
 def write_attention(path: Path, schema: pa.Schema) -> Iterator[AttentionWriter]:
-    """Write an attention file atomically; nothing is left at `path` if the block fails."""
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as writer:
-        yield AttentionWriter(writer, schema)
+    """Write an attention file atomically; nothing is left at `path` if the block fails or is interrupted."""
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as file,
+        closing(AttentionWriter(sink, file, schema)) as writer,
+    ):
+        yield writer
+        writer.wait()
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a table as an uncompressed Arrow file, atomically."""
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,  # named, the file would stay open as long as the writer lives
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
 
 

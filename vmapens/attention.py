@@ -25,7 +25,7 @@ from vmapens.run import Run, open_run, write_parquet
 
 _EVALUATED = ("valid", "test")
 _GROUP = 16  # variants per pass over the samples, fewer where their results would take more than _PASS_MIB
-_PASS_MIB = 512.0
+_PASS_MIB = 256.0  # of attention there are two passes at a time: one is computed, one is written
 
 
 def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
@@ -198,9 +198,11 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
                 probability[:, written] = predictions[first : first + count]
                 if len(others):
                     probability[:, others] = predict(model, cohort.task.kind, stack, x[others], batch=1).cpu().numpy()
-                weights = attend(model, stack, x).cpu().numpy()
-                for place in range(count):
-                    writer.write(first + place, samples, y, probability[place], weights[place])
+                step = len(samples) if count > 1 else arrow.BATCH_ROWS  # a pass over one variant may still be too much
+                for begin in range(0, len(samples), step):
+                    own = slice(begin, begin + step)
+                    weights = attend(model, stack, x[own]).cpu().numpy()
+                    writer.write(first, samples[own], y[own], probability[:, own], weights)
     index = {**before, **dict.fromkeys(samples, part)}
     saved = torch.tensor([row for row, sample in enumerate(cohort.samples) if sample in index], dtype=torch.int64)
     _write_inputs(run, cohort, saved)

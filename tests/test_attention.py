@@ -1,0 +1,155 @@
+"""Attention of chosen samples: computed and written at the same time, in bounded memory, whole or not at all."""
+
+import errno
+import shutil
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import vmapens
+from vmapens import arrow
+from vmapens import attention as attention_room
+from vmapens.attention import attend_samples
+from vmapens.cohort.synthetic import make_synthetic
+from vmapens.errors import OutputError
+from vmapens.spec import resolve
+
+PATIENCE = 20  # seconds after which a test that waits for a thread gives up
+V = 5
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attention")
+    make_synthetic(folder / "cohort", samples=60, steps=6, features=5, seed=1)
+    spec = {"cohort": {"path": str(folder / "cohort"), "task": "outcome"}, "variants": {"init_seeds": f"0:{V}"}}
+    spec |= {"model": {"hidden": 2}, "train": {"epochs": 1}, "block": 3, "save_attention": "none"}
+    return vmapens.train(None, None, resolve(spec), folder / "run").paths.root
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return vmapens.open_run(tmp_path / "run")
+
+
+def attention_files(run) -> dict[str, bytes]:
+    folder = run.paths.root / "attention"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def no_thread_is_left() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("attention-writer")]
+
+
+@pytest.fixture
+def passes_of_one(monkeypatch):
+    """Passes of one variant, so that a small run has several."""
+    monkeypatch.setattr(attention_room, "_GROUP", 1)
+
+
+def replace_attend(monkeypatch, before):
+    """Call `before(number of the pass)` before each pass is computed."""
+    attend, count = attention_room.attend, iter(range(1000))
+
+    def watched(*arguments):
+        before(next(count))
+        return attend(*arguments)
+
+    monkeypatch.setattr(attention_room, "attend", watched)
+
+
+def test_computing_and_writing_overlap(run, monkeypatch, passes_of_one):
+    """Each waits here until the other has begun: in turn, they would wait for ever."""
+    writing, computing_next = threading.Event(), threading.Event()
+    push = arrow.AttentionWriter._push
+
+    def before(number):
+        if number == 1:
+            computing_next.set()
+            assert writing.wait(PATIENCE)
+
+    def slow_push(writer):
+        writing.set()
+        assert computing_next.wait(PATIENCE)
+        push(writer)
+
+    replace_attend(monkeypatch, before)
+    monkeypatch.setattr(arrow.AttentionWriter, "_push", slow_push)
+    assert len(attend_samples(run.paths.root, "test")) == 9
+    assert no_thread_is_left()
+
+
+def test_passes_change_no_byte(run, tmp_path, monkeypatch):
+    shutil.copytree(run.paths.root, tmp_path / "again")
+    again, sizes = vmapens.open_run(tmp_path / "again"), []
+    monkeypatch.setattr(arrow, "BATCH_ROWS", 4)
+    attend_samples(run.paths.root, "test")
+    attend = attention_room.attend
+
+    def watched(model, stack, x):
+        sizes.append((len(stack.theta), len(x)))
+        return attend(model, stack, x)
+
+    monkeypatch.setattr(attention_room, "attend", watched)
+    monkeypatch.setattr(attention_room, "_PASS_MIB", 1e-9)  # nothing fits: one variant and one batch at a time
+    attend_samples(again.paths.root, "test")
+    assert sizes == [(1, 4), (1, 4), (1, 1)] * V
+    assert attention_files(again) == attention_files(run)
+    assert np.abs(vmapens.open_run(again.paths.root).attention().sum(axis=3) - 1).max() < 1e-6
+
+
+def test_an_error_of_the_writer_stops_computing_and_leaves_nothing(run, monkeypatch, passes_of_one):
+    passes = []
+
+    def push(writer):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    replace_attend(monkeypatch, passes.append)
+    monkeypatch.setattr(arrow.AttentionWriter, "_push", push)
+    with pytest.raises(OutputError, match=r"part-0\.arrow cannot be written: .*No space left"):
+        attend_samples(run.paths.root, "test")
+    assert passes == [0, 1]
+    assert attention_files(run) == {}
+    assert no_thread_is_left()
+
+
+def test_an_error_of_computing_stops_the_writer_and_leaves_only_whole_files(run, monkeypatch, passes_of_one):
+    def before(number):
+        if number == 4:  # in the second block
+            raise ValueError("no more")
+
+    with monkeypatch.context() as patch:
+        replace_attend(patch, before)
+        with pytest.raises(ValueError, match="no more"):
+            attend_samples(run.paths.root, "test")
+    assert list(attention_files(run)) == ["block=000000-000002/part-0.arrow"]
+    assert vmapens.open_run(run.paths.root).saved_samples == []
+    assert no_thread_is_left()
+    assert len(attend_samples(run.paths.root, "test")) == 9
+    assert vmapens.open_run(run.paths.root).attention().shape == (V, 9, 6, 5)
+
+
+def test_an_interrupt_stops_both_and_leaves_nothing(run, monkeypatch, passes_of_one):
+    """It comes while one pass is written and the next is computed."""
+    computing, passes = threading.Event(), []
+
+    def before(number):
+        passes.append(number)
+        if number == 1:
+            computing.set()
+            threading.Event().wait(PATIENCE)
+
+    def push(writer):
+        assert computing.wait(PATIENCE)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    replace_attend(monkeypatch, before)
+    monkeypatch.setattr(arrow.AttentionWriter, "_push", push)
+    with pytest.raises(KeyboardInterrupt):
+        attend_samples(run.paths.root, "test")
+    assert passes == [0, 1]
+    assert attention_files(run) == {}
+    assert no_thread_is_left()
