@@ -5,7 +5,12 @@ import sys
 
 from benchmarks import table
 
-_MODULES = {"import": "importing", "load": "loading", "memory": "memory"}
+_MODULES = {
+    "import": "importing",
+    "load": "loading",
+    "memory": "memory",
+    "attention_read": "attention_read",
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
-"""Attention files: written behind the caller's back, whole or absent, in the bytes of a plain writer."""
+"""Attention files: written behind the caller's back, whole or absent, and read page by page."""
 
 import errno
+import json
 import os
 import resource
 import sys
@@ -13,8 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import vmapens
+from benchmarks import attention_read
+from benchmarks.attention_read import make_run
+from benchmarks.page_cache import forget, resident
 from vmapens import arrow
-from vmapens.errors import OutputError
+from vmapens.errors import OutputError, RunError
 
 PATIENCE = 20  # seconds after which a test that waits for a thread gives up
 
@@ -206,3 +211,126 @@ def test_a_finished_file_is_closed_while_its_writer_still_has_a_name(tmp_path):
     open_files = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert not [name for name in open_files if name.startswith(str(tmp_path))]
     del writer
+
+
+V, S, T, F = 7, 5, 40, 51  # 8160 bytes a row, so that rows begin anywhere in a page
+
+
+@pytest.fixture
+def attention():
+    return values_of(V, S, T, F)
+
+
+@pytest.fixture
+def run(tmp_path, attention):
+    return vmapens.open_run(make_run(tmp_path / "run", attention, block=4).root)
+
+
+def test_any_samples_under_any_variants_are_what_was_written(run, attention):
+    """The files hold every batch; `read_table` and `to_numpy` copy them whole: the slow twin."""
+    tables = [arrow.read_table(run.paths.attention(start, stop, 0)) for start, stop in run.blocks]
+    whole = np.concatenate([arrow.to_numpy(table["attention"]) for table in tables]).reshape(attention.shape)
+    assert np.array_equal(whole, attention)
+    assert np.array_equal(run.attention(), whole)
+    assert np.array_equal(run.attention("stay-3"), whole[:, 3])
+    assert np.array_equal(run.attention(["stay-4", "stay-0", "stay-4"]), whole[:, [4, 0, 4]])
+    assert np.array_equal(run.attention(variants=6), whole[6])
+    assert np.array_equal(run.attention(variants=[5, 1]), whole[[5, 1]])
+    assert np.array_equal(run.attention("stay-2", 4), whole[4, 2])
+    assert np.array_equal(run.attention(["stay-2"], range(3)), whole[:3, 2:3])
+
+
+def test_samples_beyond_one_batch_and_in_several_parts_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow, "BATCH_ROWS", 2)
+    attention = values_of(V, S, T)
+    run = vmapens.open_run(make_run(tmp_path / "run", attention, block=3).root)
+    assert np.array_equal(run.attention(), attention)
+    assert np.array_equal(run.attention(["stay-4", "stay-1"], [6, 0]), attention[[6, 0]][:, [4, 1]])
+
+
+def test_what_is_not_there_is_one_line(run):
+    with pytest.raises(RunError, match=r"no attention is saved for 1 samples \(stay-9\)"):
+        run.attention(["stay-1", "stay-9"])
+    with pytest.raises(RunError, match="no attention is saved for any sample"):
+        run.attention([])
+    with pytest.raises(RunError, match=r"variant 7 is not in .*, which has 0 to 6"):
+        run.attention(variants=[0, 7])
+    with pytest.raises(RunError, match=r"variant -1 is not in"):
+        run.attention("stay-1", -1)
+    with pytest.raises(RunError, match=r"no variant .* is asked for"):
+        run.attention(variants=[])
+
+
+def test_a_file_that_is_not_the_one_written_is_refused(run, attention):
+    path = run.paths.attention(4, 7, 0)
+    path.write_bytes(b"")
+    with pytest.raises(RunError, match="not a whole Arrow file"):
+        run.attention(variants=5)
+    path.write_bytes(run.paths.attention(0, 4, 0).read_bytes())
+    with pytest.raises(RunError, match="does not hold variant 4"):
+        run.attention("stay-0", variants=[5])
+    path.unlink()
+    assert np.array_equal(run.attention(variants=3), attention[3])  # no other block is opened
+    with pytest.raises(RunError, match="not a whole Arrow file"):
+        run.attention()
+
+
+def pages_read(run, read) -> dict[Path, np.ndarray]:
+    files = [run.paths.attention(start, stop, 0) for start, stop in run.blocks]
+    for file in files:
+        forget(file)
+        if resident(file).any():
+            pytest.skip(f"{file.parent} is on a file system that keeps files in memory: nothing is read from a disk")
+    read()
+    return {file: resident(file) for file in files}
+
+
+def pages_of(file: Path, rows: list[np.ndarray], *, whole: bool = False) -> set[int]:
+    """Pages that hold bytes of the rows, or nothing but such bytes; found by looking for the bytes."""
+    held, size = file.read_bytes(), resource.getpagesize()
+    pages: set[int] = set()
+    for row in rows:
+        start = held.index(row.tobytes())
+        stop = start + row.nbytes
+        pages |= set(range(-(-start // size), stop // size) if whole else range(start // size, -(-stop // size)))
+    return pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages of a file are in memory")
+@pytest.mark.parametrize(("sample", "variant"), [(2, None), (None, 5), (4, 0)])
+def test_reading_takes_only_the_pages_that_hold_what_is_asked_for(run, attention, sample, variant):
+    ids = None if sample is None else f"stay-{sample}"
+    read = pages_read(run, lambda: run.attention(ids, variant))
+    for (start, stop), pages in zip(run.blocks, read.values(), strict=True):
+        file = run.paths.attention(start, stop, 0)
+        rows = [(v, s) for v in range(start, stop) for s in range(S)]
+        asked = [attention[v, s] for v, s in rows if sample in (None, s) and variant in (None, v)]
+        others = [attention[v, s] for v, s in rows if not (sample in (None, s) and variant in (None, v))]
+        taken = set(np.flatnonzero(pages).tolist())
+        assert pages_of(file, asked) <= taken
+        if not asked:
+            assert not taken
+        # What lies in no row are the headings of the batches, a page or two each; all else is somebody else's.
+        assert not taken & (pages_of(file, others, whole=True) - pages_of(file, asked))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages of a file are in memory")
+def test_the_whole_file_through_pyarrow_takes_every_page(run):
+    """The count above can fail."""
+    read = pages_read(run, lambda: arrow.to_numpy(arrow.read_table(run.paths.attention(0, 4, 0))["attention"]))
+    assert read[run.paths.attention(0, 4, 0)].all()
+    assert not read[run.paths.attention(4, 7, 0)].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages of a file are in memory")
+@pytest.mark.parametrize("benchmark", [attention_read])
+def test_a_benchmark_prints_one_line_and_leaves_nothing(tmp_path, capsys, benchmark):
+    sizes = {"variants": 16, "samples": 2, "steps": 5, "features": 4, "repeats": 1}
+    try:
+        benchmark.main(["--folder", str(tmp_path), *(f"--{name}={size}" for name, size in sizes.items())])
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    line = json.loads(capsys.readouterr().out)
+    assert sizes.items() <= line.items()
+    assert line.keys() >= {"benchmark", "peak_mib", "cores", "versions"}
+    assert left_in(tmp_path) == []

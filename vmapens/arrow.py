@@ -6,10 +6,13 @@ variant, at most 512 rows. Readers drop schema metadata, so everything in it als
 """
 
 import json
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from vmapens.atomic import atomic_path
-from vmapens.errors import RunError
+from vmapens.errors import RunError, first_line
 
 BATCH_ROWS = 512
 """Rows of one variant in a record batch, at most."""
@@ -161,11 +164,91 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         RunError: If the file is missing, cut short or not Arrow.
     """
-    try:
+    with _readable(path):
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+
+
+class AttentionFile:
+    """An attention file mapped into memory: of the disk only the pages are read that hold what is asked for.
+
+    The system is told to read nothing ahead, which around each row of one sample would be megabytes, and which ranges
+    to fetch. (`pyarrow.memory_map` fetches whole record batches, so the mapping is made here.)
+
+    Args:
+        path: The file.
+        first: Number of its first variant.
+        variants: How many it holds.
+        whole: All of it will be asked for, from front to back: then the system does read ahead.
+
+    Raises:
+        RunError: If the file is missing, cut short or not Arrow.
+    """
+
+    def __init__(self, path: Path, first: int, variants: int, *, whole: bool = False) -> None:
+        self._path, self._first, self._whole = path, first, whole
+        with _readable(path):
+            with path.open("rb") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._mapped.madvise(mmap.MADV_SEQUENTIAL if whole else mmap.MADV_RANDOM)
+            self._buffer = pa.py_buffer(self._mapped)
+            self._file = pa.ipc.open_file(self._buffer)
+        self._batches = self._file.num_record_batches // variants
+
+    def rows(self, variant: int, samples: Sequence[str]) -> list[np.ndarray]:
+        """Attention of some samples under one variant.
+
+        Args:
+            variant: Its number in the table.
+            samples: Ids.
+
+        Returns:
+            For each an array [T, F] or [T] in the mapped memory, float32; its pages are on their way.
+
+        Raises:
+            RunError: If the file holds something else.
+        """
+        places = [self._places[sample] for sample in samples]
+        parts = {place // BATCH_ROWS for place in places}
+        attention = {part: to_numpy(self._batch(variant, part)["attention"]) for part in parts}
+        rows = [attention[place // BATCH_ROWS][place % BATCH_ROWS] for place in places]
+        if not self._whole:
+            self._fetch(rows)
+        return rows
+
+    def _fetch(self, rows: list[np.ndarray]) -> None:
+        """Ask the system for the pages of the rows, and do not wait for them."""
+        stretches: list[list[int]] = []  # rows side by side are one
+        for row in rows:
+            start = row.ctypes.data - self._buffer.address
+            if not stretches or stretches[-1][1] != start:
+                stretches.append([start, start])
+            stretches[-1][1] += row.nbytes
+        for start, stop in stretches:
+            page = start - start % mmap.PAGESIZE
+            self._mapped.madvise(mmap.MADV_WILLNEED, page, stop - page)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where each sample stands among the rows of a variant: of each the same."""
+        parts = (self._batch(self._first, part)["sample"] for part in range(self._batches))
+        return {sample: place for place, sample in enumerate(chain.from_iterable(ids.to_pylist() for ids in parts))}
+
+    def _batch(self, variant: int, part: int) -> pa.RecordBatch:
+        with _readable(self._path):
+            batch = self._file.get_batch((variant - self._first) * self._batches + part)
+        if batch["variant"][0].as_py() != variant:
+            raise RunError(f"{self._path} does not hold variant {variant} where vmapens writes it; was it changed?")
+        return batch
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in one line what to do about a file that cannot be read inside the block."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: of mmap, for an empty file, and of pyarrow
         raise RunError(
-            f"{path} is not a whole Arrow file ({error}); "
+            f"{path} is not a whole Arrow file ({first_line(error)}); "
             "remove the folder `attention` of the run and run `vmapens attend` again."
         ) from error
 

@@ -243,10 +243,8 @@ class Run:
         Raises:
             RunError: If there is no such variant.
         """
-        for start, stop in self.blocks:
-            if start <= variant < stop:
-                return self.weights(which, block=(start, stop)).state_dict(variant - start)
-        raise RunError(f"variant {variant} is not in {self.paths.root}, which has 0 to {self.blocks[-1][1] - 1}.")
+        start, stop = self._block_of(variant)
+        return self.weights(which, block=(start, stop)).state_dict(variant - start)
 
     def model(self) -> torch.nn.Module:
         """A module of the run's architecture; its parameters are of no meaning.
@@ -266,36 +264,48 @@ class Run:
         except (SpecError, TypeError) as error:
             raise RunError(f"{self.paths.root}: its model cannot be built again ({error}).") from error
 
-    def attention(self, samples: Sequence[str] | str | None = None) -> np.ndarray:
-        """Attention read from the Arrow files.
+    def attention(
+        self, samples: Sequence[str] | str | None = None, variants: Sequence[int] | int | None = None
+    ) -> np.ndarray:
+        """Attention read from the Arrow files: of one sample or one variant in the time that its own bytes take.
 
         Args:
             samples: Ids, or one id; None takes every saved sample in the order of `saved_samples`.
+            variants: Numbers in the table of variants, or one; None takes all.
 
         Returns:
-            [V, S, T, F] (or [V, S, T]), float32; for one id [V, T, F].
+            [V, S, T, F] (or [V, S, T]), float32; without the axis S for one id, without V for one number.
 
         Raises:
-            RunError: If a sample was not saved.
+            RunError: If a sample was not saved, or there is no such variant.
         """
-        ids = self.saved_samples if samples is None else [samples] if isinstance(samples, str) else list(samples)
+        ids = self.saved_samples if samples is None else [samples] if isinstance(samples, str) else samples
+        every = range(self.blocks[-1][1])
+        numbers = every if variants is None else [variants] if isinstance(variants, int) else variants
         index = self.attention_parts
         missing = sorted(set(ids) - set(index))
-        if missing:
-            some = ", ".join(missing[:5])
-            raise RunError(f"no attention is saved for {len(missing)} samples ({some}); run `vmapens attend` for them.")
-        blocks = []
+        if missing or not ids:
+            some = f"{len(missing)} samples ({', '.join(missing[:5])})" if missing else "any sample asked for"
+            raise RunError(f"no attention is saved for {some}; run `vmapens attend` for them.")
+        for variant in numbers:
+            self._block_of(variant)
+        result: np.ndarray | None = None
         for start, stop in self.blocks:
-            parts = {p: arrow.read_table(self.paths.attention(start, stop, p)) for p in {index[i] for i in ids}}
-            rows: dict[str, np.ndarray] = {}
-            for table in parts.values():
-                saved = table["sample"].to_pylist()[: len(table) // (stop - start)]
-                values = arrow.to_numpy(table["attention"])
-                values = values.reshape(stop - start, len(saved), *values.shape[1:])
-                rows |= {sample: values[:, place] for place, sample in enumerate(saved)}
-            blocks.append(np.stack([rows[sample] for sample in ids], axis=1))
-        attention = np.concatenate(blocks)
-        return attention[:, 0] if isinstance(samples, str) else attention
+            own = [(row, variant) for row, variant in enumerate(numbers) if start <= variant < stop]
+            for part in sorted({index[sample] for sample in ids}) if own else []:
+                path = self.paths.attention(start, stop, part)
+                file = arrow.AttentionFile(path, start, stop - start, whole=samples is None and variants is None)
+                columns = [column for column, sample in enumerate(ids) if index[sample] == part]
+                found = [file.rows(variant, [ids[column] for column in columns]) for _, variant in own]
+                if result is None:
+                    result = np.empty((len(numbers), len(ids), *found[0][0].shape), np.float32)
+                for (row, _), values in zip(own, found, strict=True):
+                    for column, value in zip(columns, values, strict=True):
+                        result[row, column] = value
+        if result is None:
+            raise RunError(f"no variant of {self.paths.root} is asked for: name one or more.")
+        result = result[:, 0] if isinstance(samples, str) else result
+        return result[0] if isinstance(variants, int) else result
 
     @cached_property
     def attention_parts(self) -> dict[str, int]:
@@ -307,6 +317,12 @@ class Run:
     def saved_samples(self) -> list[str]:
         """Ids of the samples whose attention is saved."""
         return list(self.attention_parts)
+
+    def _block_of(self, variant: int) -> tuple[int, int]:
+        for start, stop in self.blocks:
+            if start <= variant < stop:
+                return start, stop
+        raise RunError(f"variant {variant} is not in {self.paths.root}, which has 0 to {self.blocks[-1][1] - 1}.")
 
     def _parquet(self, path: Path) -> pl.DataFrame:
         try:
