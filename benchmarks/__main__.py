@@ -9,6 +9,7 @@ _MODULES = {
     "import": "importing",
     "load": "loading",
     "memory": "memory",
+    "attention_write": "attention_write",
     "attention_read": "attention_read",
 }
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 import vmapens
-from benchmarks import attention_read
+from benchmarks import attention_read, attention_write
 from benchmarks.attention_read import make_run
 from benchmarks.page_cache import forget, resident
 from vmapens import arrow
@@ -323,7 +323,7 @@ def test_the_whole_file_through_pyarrow_takes_every_page(run):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages of a file are in memory")
-@pytest.mark.parametrize("benchmark", [attention_read])
+@pytest.mark.parametrize("benchmark", [attention_write, attention_read])
 def test_a_benchmark_prints_one_line_and_leaves_nothing(tmp_path, capsys, benchmark):
     sizes = {"variants": 16, "samples": 2, "steps": 5, "features": 4, "repeats": 1}
     try:
