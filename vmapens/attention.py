@@ -15,6 +15,7 @@ from vmapens import arrow
 from vmapens.atomic import atomic_path
 from vmapens.cohort.load import Cohort, load_cohort, raw_values
 from vmapens.ensemble import metrics
+from vmapens.ensemble.memory import ATTENTION_PASS_MIB
 from vmapens.ensemble.seeds import Factory, construct
 from vmapens.ensemble.stack import Stack, columns_of
 from vmapens.ensemble.step import attend, predict
@@ -24,8 +25,7 @@ from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run, write_parquet
 
 _EVALUATED = ("valid", "test")
-_GROUP = 16  # variants per pass over the samples, fewer where their results would take more than _PASS_MIB
-_PASS_MIB = 256.0  # of attention there are two passes at a time: one is computed, one is written
+_GROUP = 16  # variants per pass over the samples, fewer where their results would take more than ATTENTION_PASS_MIB
 
 
 def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
@@ -112,7 +112,7 @@ def attention_sizes(model: torch.nn.Module, x: Tensor) -> tuple[int, ...]:
 
 def _groups(run: Run, blocks: list[tuple[int, int]], device: torch.device, mib: float) -> Iterator[tuple[int, Stack]]:
     """Kept weights in groups of variants, with the first one's number; `mib` is what a pass over one variant gives."""
-    size = max(1, min(_GROUP, int(_PASS_MIB / mib)))
+    size = max(1, min(_GROUP, int(ATTENTION_PASS_MIB / mib)))
     for block in blocks:
         stack = run.weights(block=block).to(device)
         for start in range(0, len(stack.theta), size):

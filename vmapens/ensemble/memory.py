@@ -18,10 +18,13 @@ from vmapens.nn.kernels import Plan, choose
 from vmapens.spec import RunSpec
 
 _BLOCK = 256
+ATTENTION_PASS_MIB = 256.0
+"""What one pass over the saved samples may give, for a few variants at a time; one is computed while one is written."""
+
 _MARGIN = 0.8  # of the free memory that a width may fill
 _STATES = 4  # theta, its best epoch, two moments: per parameter of a block
 _GRADIENTS = 3  # as they come, scaled by the loss's gradient, and side by side: per parameter of a width
-_LIBRARIES = 50 * 2**20  # what they load when a run's files are written (seen: 40 to 60 MiB)
+_LIBRARIES = 110 * 2**20  # what they load late: torch's compiler with the first gradient, writers of files
 _ROW_BYTES = 150  # of predictions.parquet in memory, while it is written and read back
 _PASSES = 3  # of attention: computed, on its way to the file, and a copy while it is laid out
 
@@ -110,7 +113,7 @@ def needs(
     of_block = _STATES * block * row
     of_predictions = variants * evaluated * (_ROW_BYTES + 4 * outputs)
     attention = 4 * saved * attention_cells
-    of_attention = _PASSES * min(ATTENTION_PASS, max(1, min(variants, 16)) * attention)
+    of_attention = _PASSES * min(int(ATTENTION_PASS_MIB * 2**20), min(variants, 16) * attention)
     full, last = min(spec.train.batch_size, N), (N - evaluated) % spec.train.batch_size
     per_thread, per_variant = _of_step(spec, full, T, F, device)
     per_thread += _of_step(spec, last, T, F, device)[0]  # a thread keeps memory for an epoch's last batch, too
@@ -133,10 +136,6 @@ def needs(
         disk_mib=attention_mib + variants * (files * row + evaluated * 8) / 2**20,
         attention_mib=attention_mib,
     )
-
-
-ATTENTION_PASS = 256 * 2**20
-"""Bytes of attention that one pass over the saved samples may give, for a few variants at a time."""
 
 
 def _of_step(spec: RunSpec, batch: int, T: int, F: int, device: torch.device) -> tuple[int, int]:
