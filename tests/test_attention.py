@@ -94,7 +94,7 @@ def test_passes_change_no_byte(run, tmp_path, monkeypatch):
         return attend(model, stack, x)
 
     monkeypatch.setattr(attention_room, "attend", watched)
-    monkeypatch.setattr(attention_room, "_PASS_MIB", 1e-9)  # nothing fits: one variant and one batch at a time
+    monkeypatch.setattr(attention_room, "ATTENTION_PASS_MIB", 1e-9)  # nothing fits: one variant and one batch at a time
     attend_samples(again.paths.root, "test")
     assert sizes == [(1, 4), (1, 4), (1, 1)] * V
     assert attention_files(again) == attention_files(run)
