@@ -7,6 +7,9 @@ from benchmarks import table
 from benchmarks.gate import GateError
 
 _MODULES = {
+    "train_step": "train_step",
+    "epoch": "epoch",
+    "train_to_end": "train_to_end",
     "import": "importing",
     "load": "loading",
     "memory": "memory",
