@@ -161,11 +161,15 @@ def measure(experiment: Experiment, *, arms: str = ARMS, repeats: int = 3, commi
 
 
 def sequential_threads(letters: Sequence[str], experiment: Experiment) -> dict[str, int]:
-    """Threads of the sequential arms: the best number for (b), measured at this size; torch's own choice for (c)."""
-    threads = {"c": torch.get_num_threads()} if "c" in letters else {}
-    if "b" in letters:
-        threads["b"] = next(iter(best_threads(Problem(SIZES[experiment.size], 1, experiment.device))))
-    return threads
+    """Threads of the sequential arms: the best number for (b), measured at this size. (c) has the same.
+
+    Notebooks leave that number alone, and torch then takes every core, which the worker wants as well.
+    """
+    sequential = [letter for letter in letters if letter in SCRIPTS]
+    if not sequential:
+        return {}
+    best = next(iter(best_threads(Problem(SIZES[experiment.size], 1, experiment.device))))
+    return dict.fromkeys(sequential, best)
 
 
 def detail(letter: str, experiment: Experiment, threads: int | None, work: Callable[..., None]) -> Line:

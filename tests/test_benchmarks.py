@@ -25,6 +25,13 @@ TINY = Size("tiny", batch=4, steps=5, features=3, hidden=4, samples=20)
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """At this size more threads only wait for each other, for long on a busy machine."""
+    with harness.torch_threads(1):
+        yield
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Size `small` is tiny, timings are short, and no process is started for the peak of memory."""

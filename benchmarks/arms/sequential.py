@@ -84,7 +84,8 @@ class Sequential:
 def best_threads(problem: Problem) -> dict[int, float]:
     """Time this arm with different numbers of threads, in turn.
 
-    All numbers up to 8 cores are tried; beyond that the powers of two, and the number of cores.
+    All numbers up to 8 cores are tried; beyond that the powers of two, and the number of cores. The fastest of five
+    rounds counts: other work on the machine slows two threads that wait for each other far more than one.
 
     Returns:
         Milliseconds of a variant's step by number of threads, the best number first.
@@ -92,5 +93,5 @@ def best_threads(problem: Problem) -> dict[int, float]:
     most = cores()
     counts = range(1, most + 1) if most <= 8 else sorted({2**n for n in range(most.bit_length())} | {most})
     tasks = {n: as_task(Sequential(problem, n), problem.variants) for n in counts}
-    ms = {n: 1000 * spread(seconds)["median"] for n, seconds in interleave(tasks, 3).items()}
-    return {n: float(f"{ms[n]:.5g}") for n in sorted(ms, key=ms.__getitem__)}
+    ms = {n: spread([1000 * s for s in seconds])["min"] for n, seconds in interleave(tasks, 5).items()}
+    return {n: ms[n] for n in sorted(ms, key=ms.__getitem__)}
