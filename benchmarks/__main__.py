@@ -15,7 +15,6 @@ _MODULES = {
     "memory": "memory",
     "attention_write": "attention_write",
     "attention_read": "attention_read",
-    "train_step": "train_step",
 }
 
 
