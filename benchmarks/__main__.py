@@ -4,19 +4,32 @@ import importlib
 import sys
 
 from benchmarks import table
+from benchmarks.gate import GateError
 
-_MODULES = {"import": "importing", "load": "loading"}
+_MODULES = {
+    "train_step": "train_step",
+    "import": "importing",
+    "load": "loading",
+}
 
 
 def main(arguments: list[str]) -> int:
-    """List the benchmarks, run one, which prints its JSON line, or print the README's tables."""
+    """List the benchmarks, run one, which prints its JSON line, or print the README's tables.
+
+    Returns:
+        0; 1 if a benchmark found that its arms do not compute the same; 2 if the arguments are wrong.
+    """
     match arguments:
         case ["list"]:
             sys.stdout.write("\n".join(_MODULES) + "\n")
         case ["table"]:
             table.main()
         case ["run", name, *rest] if name in _MODULES:
-            importlib.import_module(f"benchmarks.{_MODULES[name]}").main(rest)
+            try:
+                importlib.import_module(f"benchmarks.{_MODULES[name]}").main(rest)
+            except GateError as error:
+                sys.stderr.write(f"{error}\n")
+                return 1
         case _:
             sys.stderr.write(
                 f"usage: python -m benchmarks list | table | run NAME, with NAME one of {', '.join(_MODULES)}\n"

@@ -1,0 +1,188 @@
+"""The benchmarks of training measure what they say: the gate lets no wrong arm through, the lines are complete."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import arms, gate, harness, process, train_step
+from benchmarks.arms import ensemble, sequential, time_loop
+from benchmarks.problem import SIZES, Problem, Size
+from vmapens.ensemble.seeds import construct
+from vmapens.nn import AttentionLSTM
+
+TINY = Size("tiny", batch=4, steps=5, features=3, hidden=4, samples=20)
+# On Python 3.12 and later: a DataLoader's worker is a fork of a process with threads.
+forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Size `small` is tiny, timings are short, and no process is started for the peak of memory."""
+    monkeypatch.setitem(SIZES, "small", TINY)
+    monkeypatch.setattr(arms, "LEAST_S", 0.001)
+    monkeypatch.setattr(sequential, "cores", lambda: 1)
+    monkeypatch.setattr(train_step, "peak_mib", lambda *_: 1.0)
+
+
+def outcome(letter, problem):
+    return gate.first_step(arms.build(letter, problem))
+
+
+def test_the_variants_are_those_of_vmapens():
+    modules = list(Problem(TINY, 3).modules())
+    for seed, module in enumerate(modules):
+        expected, _ = construct(partial(AttentionLSTM, 3, 5, 1, hidden=4), seed)
+        for name, value in expected.state_dict().items():
+            assert torch.equal(value, module.state_dict()[name])
+
+
+def test_a_variants_batches_are_the_same_in_any_company():
+    few, many = Problem(TINY, 2).batches(), Problem(TINY, 5).batches()
+    assert torch.equal(few, many[:, :2])
+    assert not torch.equal(few[:, 0], few[:, 1])
+
+
+@forks
+@pytest.mark.parametrize("letter", ["a", "c", "d"])
+def test_every_arm_passes_the_gate(letter):
+    if reason := arms.why_left_out(letter, "cpu"):
+        pytest.skip(reason)
+    problem = Problem(TINY, 2)
+    reference = outcome("b", problem)
+    found = gate.check(letter, outcome(letter, problem), reference)
+    assert found.keys() == {"loss", "gradient", "parameter"}
+    assert reference.gradients.keys() == reference.parameters.keys()
+    assert len(reference.parameters) == 8
+
+
+def test_the_jax_arm_passes_the_gate_in_a_process_of_its_own():
+    if reason := arms.why_left_out("e", "cpu"):
+        pytest.skip(reason)
+    problem = Problem(TINY, 2)
+    with process.remote("e", problem) as arm:
+        gate.check("e", gate.first_step(arm), outcome("b", problem))
+
+
+@forks
+@pytest.mark.parametrize("letter", ["a", "c", "d"])
+def test_every_arm_goes_on_from_step_to_step_as_the_reference_does(letter):
+    if reason := arms.why_left_out(letter, "cpu"):
+        pytest.skip(reason)
+    own, reference = (arms.build(one, Problem(TINY, 3)) for one in (letter, "b"))
+    losses = []
+    for arm in (own, reference):
+        with arm.settings():
+            arm.train(2)
+            losses.append(arm.train(3))
+    assert losses[0].shape == (3, 3)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)  # five steps of rounding; seen: 3e-7
+
+
+def wrong_model(self, x, forward=time_loop.LoopAttentionLSTM.forward):
+    return 1.01 * forward(self, x)
+
+
+BREAKAGES = {
+    "loss": lambda patch: patch.setattr(time_loop.LoopAttentionLSTM, "forward", wrong_model),
+    "gradient": lambda patch: patch.setattr(
+        time_loop.TimeLoop, "gradients", lambda self: (None, {n: 1.01 * p for n, p in outcome_b().gradients.items()})
+    ),
+    "parameter": lambda patch: patch.setattr(time_loop, "LR", 6e-4),
+}
+
+
+def outcome_b():
+    return outcome("b", Problem(TINY, 2))
+
+
+@pytest.mark.parametrize("what", BREAKAGES)
+def test_a_broken_arm_is_caught_and_no_ratio_is_given(what, quick, monkeypatch, capsys, tmp_path):
+    BREAKAGES[what](monkeypatch)
+    out = tmp_path / "train_step.jsonl"
+    options = ["--size", "small", "--arms", "abd", "--variants", "2", "--repeats", "1", "--out", str(out)]
+    assert command.main(["run", "train_step", *options]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert not out.exists()
+    assert printed.err.startswith(f"arm (d) differs from the reference: {what}")
+    assert printed.err.endswith("No ratio is given.\n")
+
+
+def test_the_gate_stops_a_nan():
+    with pytest.raises(gate.GateError, match="loss by nan"):
+        gate.hold({}, "a", "loss", "", np.array([0.0, np.nan]), gate.TOLERANCES)
+
+
+def test_a_step_gives_one_complete_line_for_each_number_of_variants(quick, capsys, tmp_path):
+    out = tmp_path / "train_step.jsonl"
+    options = ["--arms", "abd", "--variants", "2,16,17", "--repeats", "2", "--out", str(out), "--commit", "abc"]
+    assert command.main(["run", "train_step", *options]) == 0
+    text = capsys.readouterr().out
+    assert out.read_text() == text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["variants"] for line in lines] == [2, 16, 17]
+    for line in lines:
+        assert line.keys() >= {"benchmark", "size", "unit", "gate", "left_out", "cores", "load_before", "versions"}
+        assert (line["repeats"], line["commit"], line["device"]["kind"]) == (2, "abc", "cpu")
+        assert line["ratios"].keys() == {"b", "d"}
+        assert line["gate"]["b"] == "reference"
+        assert line["gate"]["a"].keys() == {"loss", "gradient", "parameter"}
+        assert line["arms"]["a"]["variants_timed"] == line["variants"]
+        assert line["arms"]["b"]["variants_timed"] == min(line["variants"], 16)
+        assert str(line["arms"]["b"]["threads"]) in line["arms"]["b"]["ms_by_threads"]
+        assert {arm["peak_mib"] for arm in line["arms"].values()} == {1.0}
+        assert line["arms"]["a"]["ms"].keys() == {"median", "min", "max"}
+    assert lines[1]["cost_over_v16"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    assert torch.backends.cudnn.rnn.fp32_precision != "ieee"  # the settings are put back
+
+
+def test_an_arm_whose_package_is_absent_is_left_out_with_the_reason(quick, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else find_spec(name))
+    assert command.main(["run", "train_step", "--arms", "abe", "--variants", "1", "--repeats", "1"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["left_out"] == {"e": "jax is not installed; install the extra `bench`"}
+    assert line["arms"].keys() == {"a", "b"}
+
+
+def test_rounds_interleave_the_arms_and_turn_around():
+    calls = []
+
+    def task(name):
+        return harness.Task(harness.numerics, lambda: calls.append(f"warm {name}"), lambda: calls.append(name), 4)
+
+    seconds = harness.interleave({"a": task("a"), "b": task("b")}, 2)
+    assert calls == ["warm a", "a", "warm b", "b", "warm b", "b", "warm a", "a"]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_taken_within_each_round():
+    assert harness.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 4.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+def allocate(mib):
+    np.ones(mib * 2**17)
+
+
+def test_the_peak_of_memory_is_that_of_the_work_in_a_process_of_its_own():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the largest resident set is read from /proc")
+    little, much = (process.peak_mib(allocate, mib) for mib in (1, 301))
+    assert 250 < much - little < 350
+
+
+def test_a_step_is_measured_without_polars():
+    program = "import sys; sys.modules['polars'] = None; import benchmarks.train_step, benchmarks.arms.ensemble"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_the_arm_of_this_project_takes_the_width_of_training():
+    assert ensemble.Ensemble(Problem(TINY, 40)).width == 16
