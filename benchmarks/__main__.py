@@ -8,6 +8,8 @@ from benchmarks.gate import GateError
 
 _MODULES = {
     "train_step": "train_step",
+    "epoch": "epoch",
+    "train_to_end": "train_to_end",
     "import": "importing",
     "load": "loading",
 }

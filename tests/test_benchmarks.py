@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_cohort import write_small
 
 from benchmarks import __main__ as command
-from benchmarks import arms, gate, harness, process, train_step
+from benchmarks import arms, epoch, gate, harness, process, train_step, train_to_end
 from benchmarks.arms import ensemble, sequential, time_loop
+from benchmarks.experiment import Experiment
 from benchmarks.problem import SIZES, Problem, Size
 from vmapens.ensemble.seeds import construct
 from vmapens.nn import AttentionLSTM
@@ -29,7 +31,8 @@ def quick(monkeypatch):
     monkeypatch.setitem(SIZES, "small", TINY)
     monkeypatch.setattr(arms, "LEAST_S", 0.001)
     monkeypatch.setattr(sequential, "cores", lambda: 1)
-    monkeypatch.setattr(train_step, "peak_mib", lambda *_: 1.0)
+    for module in (train_step, epoch):
+        monkeypatch.setattr(module, "peak_mib", lambda *_: 1.0)
 
 
 def outcome(letter, problem):
@@ -182,6 +185,39 @@ def test_the_peak_of_memory_is_that_of_the_work_in_a_process_of_its_own():
 def test_a_step_is_measured_without_polars():
     program = "import sys; sys.modules['polars'] = None; import benchmarks.train_step, benchmarks.arms.ensemble"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.fixture
+def experiment(tmp_path, quick):
+    folder = write_small(tmp_path / "cohort")
+    return Experiment(str(folder), "died", "small", variants=3, epochs=2, device="cpu")
+
+
+@forks
+@pytest.mark.parametrize("case", [epoch, train_to_end])
+def test_whole_epochs_agree_between_the_arms(case, experiment):
+    pytest.importorskip("sklearn", reason="arm (c) needs scikit-learn")
+    line = case.measure(experiment, repeats=1)
+    assert line["arms"].keys() == {"a", "b", "c"}
+    assert line["ratios"].keys() == {"b", "c"}
+    assert line["gate"]["b"] == "reference"
+    assert all(line["gate"][letter]["loss"] < 1e-5 for letter in "ac")
+    assert (line["variants"], line["arms"]["a"]["variants_timed"], line["steps"]) == (3, 3, 6)
+    json.dumps(line)
+
+
+@pytest.mark.parametrize("case", [epoch, train_to_end])
+def test_a_broken_epoch_is_caught(case, experiment, monkeypatch):
+    right = epoch.train_epoch
+
+    def wrong(model, block, data, spec, **options):
+        block.stack.theta.mul_(1.01)
+        return right(model, block, data, spec, **options)
+
+    monkeypatch.setattr(epoch, "train_epoch", wrong)
+    monkeypatch.setattr("vmapens.training.train_epoch", wrong)
+    with pytest.raises(gate.GateError, match=r"arm \(a\) differs from the reference: loss"):
+        case.measure(experiment, arms="ab", repeats=1)
 
 
 def test_the_arm_of_this_project_takes_the_width_of_training():
