@@ -9,10 +9,21 @@ RESULTS = Path(__file__).parent / "results"
 _SHOWN = {"auroc": "AUROC", "average_precision": "average precision", "log_loss": "log loss", "brier": "Brier score"}
 
 
+_ARMS = {"train_step": "bde", "epoch": "bc", "train_to_end": "bc"}
+_PLANNED = [
+    *(("train_step", "small", V, "cpu") for V in (1, 4, 16, 64, 256, 1000)),
+    ("train_step", "paper", 4, "cpu"),
+    *(("train_step", "paper", V, "cuda") for V in (64, 256, 1000)),
+    ("epoch", "small", 64, "cpu"),
+    ("train_to_end", "small", 64, "cpu"),
+]
+_NOT_MEASURED = "not measured yet"
+
+
 def lines_of(name: str) -> list[dict[str, Any]]:
-    """The results of one benchmark, oldest first."""
-    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """The results of one benchmark, oldest first; none if it was never measured."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def variants_table() -> str:
@@ -43,6 +54,38 @@ def splits_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def training_table() -> str:
+    """How many times as long the other ways of training take, per variant, as Markdown.
+
+    The newest line counts for each case, size, number of variants and kind of device. A cell is the median over the
+    rounds, with the smallest and the largest; above 1 this project is faster.
+    """
+    newest = dict.fromkeys(_PLANNED) | {
+        (case, line["size"], line["variants"], line["device"]["kind"]): line
+        for case in _ARMS
+        for line in lines_of(case)
+    }
+    head = ["timed", "size", "V", "device", "(b) sequential", "(c) notebooks' way", "(d) vmap over a loop", "(e) JAX"]
+    rows = [[*head, "cost of a variant, 1 at V = 16"], ["---"] * (len(head) + 1)]
+    for (case, size, V, kind), line in newest.items():
+        device = "GPU" if kind == "cuda" else "CPU"
+        if line is not None:
+            device = line["device"]["name"] if kind == "cuda" else f"CPU, {line['cores']} cores"
+        ratios = [_ratio(line, letter) if letter in _ARMS[case] else "" for letter in "bcde"]
+        cost = _spread(line["cost_over_v16"]) if line is not None and "cost_over_v16" in line else ""
+        rows.append([case, size, str(V), device, *ratios, cost])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ratio(line: dict[str, Any] | None, letter: str) -> str:
+    found = None if line is None else line["ratios"].get(letter)
+    return _NOT_MEASURED if found is None else _spread(found)
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
+
+
 def main() -> None:
     """Print all tables."""
-    sys.stdout.write(f"{variants_table()}\n\n{splits_table()}\n")
+    sys.stdout.write(f"{training_table()}\n\n{variants_table()}\n\n{splits_table()}\n")

@@ -13,7 +13,7 @@ import torch
 from small_cohort import write_small
 
 from benchmarks import __main__ as command
-from benchmarks import arms, epoch, gate, harness, process, train_step, train_to_end
+from benchmarks import arms, epoch, gate, harness, process, table, train_step, train_to_end
 from benchmarks.arms import ensemble, sequential, time_loop
 from benchmarks.experiment import Experiment
 from benchmarks.problem import SIZES, Problem, Size
@@ -218,6 +218,32 @@ def test_a_broken_epoch_is_caught(case, experiment, monkeypatch):
     monkeypatch.setattr("vmapens.training.train_epoch", wrong)
     with pytest.raises(gate.GateError, match=r"arm \(a\) differs from the reference: loss"):
         case.measure(experiment, arms="ab", repeats=1)
+
+
+def made_line(variants, ratios, kind="cpu", **changes):
+    spreads = {letter: {"median": value, "min": value - 0.1, "max": value + 0.1} for letter, value in ratios.items()}
+    device = {"kind": kind, "name": "H200"}
+    return {"size": "small", "variants": variants, "device": device, "cores": 2, "ratios": spreads, **changes}
+
+
+def test_the_table_takes_the_newest_line_and_says_what_was_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    cost = {"cost_over_v16": {"median": 1.04, "min": 1.0, "max": 1.1}}
+    lines = [
+        made_line(64, {"b": 9.0}),
+        made_line(64, {"b": 1.5, "d": 2.25}, **cost),
+        made_line(64, {"b": 7.0}, kind="cuda"),
+    ]
+    (tmp_path / "train_step.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "epoch.jsonl").write_text(json.dumps(made_line(64, {"b": 1.2, "c": 3.0})) + "\n")
+    rows = table.training_table().splitlines()
+    step = "1.50 (1.40 to 1.60) |  | 2.25 (2.15 to 2.35) | not measured yet | 1.04 (1.00 to 1.10) |"
+    assert f"| train_step | small | 64 | CPU, 2 cores | {step}" in rows
+    assert "| epoch | small | 64 | CPU, 2 cores | 1.20 (1.10 to 1.30) | 3.00 (2.90 to 3.10) |  |  |  |" in rows
+    assert "| train_to_end | small | 64 | CPU | not measured yet | not measured yet |  |  |  |" in rows
+    assert any(row.startswith("| train_step | small | 64 | H200 | 7.00 (6.90 to 7.10) |") for row in rows)
+    assert len({row.count("|") for row in rows}) == 1
+    assert not any("9.00" in row for row in rows)
 
 
 def test_the_arm_of_this_project_takes_the_width_of_training():
