@@ -6,7 +6,8 @@ from torch.func import functional_call, grad, vmap
 
 from vmapens.errors import SpecError
 from vmapens.nn import LSTM
-from vmapens.nn.kernels import use_kernel
+from vmapens.nn.kernels import Inputs, Plan, use_kernel
+from vmapens.nn.recurrence import recurrence
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 7, 3, 4), (2, 64, 48, 37, 32), (4, 2, 1, 5, 1), (2, 1, 9, 1, 3)]
 # float64: sums in another order. float32: the same, with 1e-7 a rounding and a few hundred terms.
@@ -182,3 +183,24 @@ def test_a_broken_gradient_is_caught(monkeypatch):
     monkeypatch.setattr(onednn, "_lstm_backward", lambda *a: tuple(t * 1.01 for t in good(*a)))
     with pytest.raises(AssertionError):
         test_vmapped_lstm_equals_separate_torch_lstms("onednn", torch.float32, (3, 5, 7, 3, 4))
+
+
+@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+def test_a_batch_named_by_rows_of_shared_samples_equals_the_gathered_batch(kernel):
+    torch.manual_seed(6)
+    samples, rows = torch.randn(9, 7, 3), torch.tensor([[1, 8, 8, 0], [2, 3, 4, 5]])
+    ours = LSTM(3, 4, batch_first=True)
+    weights = [torch.stack([w.detach(), w.detach() * 0.5]) for w in ours.weights()]
+    zeros = torch.zeros(4, 4)
+
+    def by_rows(weights, rows):
+        return recurrence(Inputs(samples, zeros, zeros, *weights, rows=rows), Plan())[1].pow(2).sum()
+
+    def gathered(weights, x):
+        return recurrence(Inputs(x, zeros, zeros, *weights), Plan())[1].pow(2).sum()
+
+    with use_kernel(kernel):
+        got = vmap(torch.func.grad_and_value(by_rows))(weights, rows)
+        wanted = vmap(torch.func.grad_and_value(gathered))(weights, samples[rows])
+    assert torch.equal(got[1], wanted[1])
+    assert all(torch.equal(a, b) for a, b in zip(got[0], wanted[0], strict=True))

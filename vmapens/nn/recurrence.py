@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vmapens.nn.kernels import Inputs, Plan, States, choose
+from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose
 
+_INPUTS = len(Inputs._fields)
 _NO_STATES = 0  # columns of the placeholder that stands where no tensor of states was asked for
 
 
@@ -76,11 +77,12 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        count = len(Inputs._fields)
         gradients = _Gradient.apply(ctx.plan, ctx.needs_input_grad[1], *grads[:3], *saved)  # type: ignore[no-untyped-call]
         present = iter(gradients)
-        needed = [t is not None and (i > 0 or ctx.needs_input_grad[1]) for i, t in enumerate(saved[:count])]
-        return (None, *(next(present) if need else None for need in needed))
+        needed = [
+            t is not None and (i > 0 or ctx.needs_input_grad[1]) for i, t in enumerate(saved[: len(Gradients._fields)])
+        ]
+        return (None, *(next(present) if need else None for need in needed), None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, *tensors: Any) -> Any:
@@ -95,9 +97,9 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: Plan, need_x: bool, *tensors: Any) -> tuple[Tensor, ...]:
-        grads, inputs = States(*tensors[:3]), Inputs(*tensors[3:12])
+        grads, inputs = States(*tensors[:3]), Inputs(*tensors[3 : 3 + _INPUTS])
         kernel = choose(inputs.x.device, inputs.x.dtype)
-        gradients = kernel.backward(inputs, plan, grads, tensors[12:], need_x)
+        gradients = kernel.backward(inputs, plan, grads, tensors[3 + _INPUTS :], need_x)
         return tuple(gradient for gradient in gradients if gradient is not None)
 
     @staticmethod
@@ -110,7 +112,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, need_x: bool, *tensors: Any) -> Any:
-        fixed, size = 3 + len(Inputs._fields), info.batch_size
+        fixed, size = 3 + _INPUTS, info.batch_size
         folded = _fold(tensors[:fixed], in_dims[2 : 2 + fixed], size)
         # What was kept is one tensor per variant. It fits if the forward was under this vmap; a vmap over the
         # backward alone has more variants than that, and computes the forward again.

@@ -24,6 +24,9 @@ class Inputs(NamedTuple):
 
     x [V, B, T, F]; h0, c0 [V, B, H]; w_ih [V, 4H, F]; w_hh [V, 4H, H]; b_ih, b_hh [V, 4H]; and, where there is a gate
     over n = F features or n = T steps, gate_weight [V, n, n] and gate_bias [V, n].
+
+    With rows [V, B], x is [V, N, T, F], shared by the variants (stride 0), and variant v's batch is x[v, rows[v]]: a
+    kernel gathers it where it needs it. No gradient of x then.
     """
 
     x: Tensor
@@ -35,14 +38,22 @@ class Inputs(NamedTuple):
     b_hh: Tensor
     gate_weight: Tensor | None = None
     gate_bias: Tensor | None = None
+    rows: Tensor | None = None
 
     def variant(self, v: int) -> "Inputs":
         """Variant v alone, its axis kept."""
-        return Inputs(*(tensor[v : v + 1] for tensor in self if tensor is not None))
+        return Inputs(*(None if tensor is None else tensor[v : v + 1] for tensor in self))  # type: ignore[arg-type]
+
+    def gathered(self) -> "Inputs":
+        """The same with x [V, B, T, F] and no rows."""
+        if self.rows is None:
+            return self
+        x = torch.stack([pool.index_select(0, rows) for pool, rows in zip(self.x, self.rows, strict=True)])
+        return self._replace(x=x, rows=None)
 
 
 class Gradients(NamedTuple):
-    """Gradients of `Inputs`, field by field; None where one was not asked for, or the input is absent."""
+    """Gradients of `Inputs` but the rows, field by field; None where not asked for, or the input is absent."""
 
     x: Tensor | None
     h0: Tensor

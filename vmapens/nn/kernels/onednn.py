@@ -24,8 +24,8 @@ _KEPT_PER_VARIANT = 4  # steps [T, B, H], last cell [B, H], workspace, attention
 
 def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     """See `Kernel.forward`. float32 on a CPU only."""
-    count, B, T, _ = inputs.x.shape
-    H = inputs.h0.shape[-1]
+    count, B, H = inputs.h0.shape
+    T = inputs.x.shape[2]
     out = States(
         inputs.x.new_empty(count, B, T, H) if plan.all_states else None,
         inputs.x.new_empty(count, B, H),
@@ -48,7 +48,7 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
 
 def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     """See `Kernel.backward`."""
-    wanted: tuple[Tensor | None, ...] = inputs if need_x else (None, *inputs[1:])
+    wanted: tuple[Tensor | None, ...] = (inputs.x if need_x else None, *inputs[1:-1])
     out = Gradients(*(None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in wanted))  # type: ignore[arg-type]
 
     def work(v: int) -> None:
@@ -73,7 +73,10 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
 
 def _one(inputs: Inputs, v: int) -> Inputs:
     """Variant v without its axis, each tensor as if it stood alone."""
-    return Inputs(*(aligned(tensor.detach()[v]) for tensor in inputs if tensor is not None))
+    own = Inputs(*(None if t is None else t.detach()[v] for t in inputs))  # type: ignore[arg-type]
+    if own.rows is not None:
+        own = own._replace(x=own.x.index_select(0, own.rows), rows=None)
+    return Inputs(*(None if t is None else aligned(t) for t in own))  # type: ignore[arg-type]
 
 
 def _copy(out: tuple[Tensor | None, ...], v: int, result: tuple[Tensor | None, ...]) -> None:

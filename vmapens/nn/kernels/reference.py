@@ -16,12 +16,12 @@ from vmapens.nn.threads import over_variants
 def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     """See `Kernel.forward`. Keeps nothing."""
     if inputs.x.is_cuda:
-        return _forward(inputs, plan), []
+        return _forward(inputs.gathered(), plan), []
     parts: list[States] = [States(None, None, None)] * len(inputs.x)
 
     def work(v: int) -> None:
         with torch.no_grad():
-            parts[v] = _forward(inputs.variant(v), plan)
+            parts[v] = _forward(inputs.variant(v).gathered(), plan)
 
     over_variants(work, len(parts))
     return States(*map(_join, zip(*parts, strict=True))), []
@@ -30,13 +30,13 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
 def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     """See `Kernel.backward`."""
     if inputs.x.is_cuda:
-        return _backward(inputs, plan, grads, need_x)
+        return _backward(inputs.gathered(), plan, grads, need_x)
     parts: dict[int, Gradients] = {}
 
     def work(v: int) -> None:
         with torch.no_grad():
             own = States(*(None if grad is None else grad[v : v + 1] for grad in grads))
-            parts[v] = _backward(inputs.variant(v), plan, own, need_x)
+            parts[v] = _backward(inputs.variant(v).gathered(), plan, own, need_x)
 
     over_variants(work, len(inputs.x))
     in_order = [parts[v] for v in range(len(inputs.x))]
