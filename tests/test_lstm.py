@@ -12,7 +12,13 @@ from vmapens.nn.recurrence import recurrence
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 7, 3, 4), (2, 64, 48, 37, 32), (4, 2, 1, 5, 1), (2, 1, 9, 1, 3)]
 # float64: sums in another order. float32: the same, with 1e-7 a rounding and a few hundred terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
-KERNELS = [("reference", torch.float64), ("reference", torch.float32), ("onednn", torch.float32)]
+KERNELS = [
+    ("reference", torch.float64),
+    ("reference", torch.float32),
+    ("onednn", torch.float32),
+    ("batched", torch.float64),
+    ("batched", torch.float32),
+]
 
 
 def loss_of(states, h, c):
@@ -104,7 +110,7 @@ def test_lstm_takes_initial_states_and_non_contiguous_inputs(kernel, dtype):
         near(own.grad, other.grad, dtype)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+@pytest.mark.parametrize("kernel", ["reference", "onednn", "batched"])
 def test_gradient_of_a_vmap_equals_vmap_of_a_gradient(kernel):
     """Under grad(vmap(...)) the forward cannot see that it is differentiated: the backward computes it again."""
     torch.manual_seed(3)
@@ -185,7 +191,7 @@ def test_a_broken_gradient_is_caught(monkeypatch):
         test_vmapped_lstm_equals_separate_torch_lstms("onednn", torch.float32, (3, 5, 7, 3, 4))
 
 
-@pytest.mark.parametrize("kernel", ["reference", "onednn"])
+@pytest.mark.parametrize("kernel", ["reference", "onednn", "batched"])
 def test_a_batch_named_by_rows_of_shared_samples_equals_the_gathered_batch(kernel):
     torch.manual_seed(6)
     samples, rows = torch.randn(9, 7, 3), torch.tensor([[1, 8, 8, 0], [2, 3, 4, 5]])

@@ -20,7 +20,13 @@ from vmapens.spec import CohortSpec, TrainSpec, VariantSpec
 
 # float64: another order of sums (seen: 1e-15). float32: two epochs of rounding at 6e-8 each (seen: 3e-7).
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
-KERNELS = [("reference", torch.float64), ("reference", torch.float32), ("onednn", torch.float32)]
+KERNELS = [
+    ("reference", torch.float64),
+    ("reference", torch.float32),
+    ("onednn", torch.float32),
+    ("batched", torch.float64),
+    ("batched", torch.float32),
+]
 
 
 def made_data(samples, steps, features, seed=0):

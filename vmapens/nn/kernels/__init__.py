@@ -105,11 +105,12 @@ class Kernel(Protocol):
         ...
 
 
-_chosen: Literal["auto", "reference", "onednn"] = "auto"
+Name = Literal["auto", "reference", "onednn", "batched"]
+_chosen: Name = "auto"
 
 
 @contextmanager
-def use_kernel(name: Literal["auto", "reference", "onednn"]) -> Iterator[None]:
+def use_kernel(name: Name) -> Iterator[None]:
     """Choose the kernel by name within the block, for tests and benchmarks; `auto` is the default."""
     global _chosen
     before, _chosen = _chosen, name
@@ -125,12 +126,16 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     Raises:
         SpecError: If `use_kernel` named one that cannot do it.
     """
-    from vmapens.nn.kernels import onednn, reference
+    from vmapens.nn.kernels import batched, onednn, reference
 
     able = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if _chosen == "onednn" and not able:
         raise SpecError(f"the oneDNN kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
-    return reference if _chosen == "reference" or not able else onednn
+    if _chosen != "auto":
+        return {"reference": reference, "onednn": onednn, "batched": batched}[_chosen]
+    if device.type != "cpu":
+        return batched
+    return onednn if able else reference
 
 
 def compute_device(spec: TrainSpec) -> torch.device:

@@ -1,0 +1,210 @@
+"""The recurrence of all variants at once in plain PyTorch: one batched matrix product a step, its backward by hand.
+
+For any device and floating precision; what a GPU without Triton runs. On a CPU it loses to `onednn`, since the state of
+many variants leaves the cache, and a variant's bytes depend on its neighbours there.
+
+Steps lead the batch: what is kept is the gates after their nonlinearities [V, T, B, 4H], the cells [V, T, B, H] and
+the hidden states h_0..h_T [V, T+1, B, H]. The steps are worked on in chunks, so that the batch, its attention and the
+gradients on their way never stand in memory for all steps (time attention excepted: its softmax needs them all);
+attention is computed again in the backward.
+
+Bytes moved a step and variant, beyond the operands of the products: 4H*B written and read five times forward, four
+times backward; w_hh read once each way. Operations: 2*B*4H*(F + H) forward, twice that backward; the gate 2*B*F*F and
+again three times that.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vmapens.nn.kernels import Gradients, Inputs, Plan, States
+
+_ROOM_BYTES = (
+    2**30
+)  # for a chunk's temporaries; fewer bytes cost more launches, no result depends on it beyond rounding
+
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+softmax_backward = torch.ops.aten._softmax_backward_data
+
+
+def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
+    """See `Kernel.forward`."""
+    V, B, H = inputs.h0.shape
+    T = inputs.x.shape[2]
+    x, w_ih = inputs.x, inputs.w_ih.mT
+    bias = (inputs.b_ih + inputs.b_hh).unsqueeze(1)
+    gated = _time_gated(inputs) if plan.gate_over == "time" else None
+    chunk = _steps_at_once(inputs)
+    gates = x.new_empty(V, T if plan.keep else chunk, B, 4 * H)
+    cells = x.new_empty(V, T if plan.keep else 1, B, H)
+    every_state = plan.keep or plan.all_states
+    hidden = x.new_empty(V, T + 1 if every_state else 2, B, H)
+    hidden[:, 0] = inputs.h0
+    c, h = inputs.c0, hidden[:, 0]
+    for start, stop in _chunks(T, chunk):
+        place = gates[:, start:stop] if plan.keep else gates[:, : stop - start]
+        steps = _gated(inputs, plan, start, stop)[1] if gated is None else gated[:, start:stop]
+        torch.baddbmm(bias, steps.flatten(1, 2), w_ih, out=place.flatten(1, 2))
+        for t in range(start, stop):
+            step = place[:, t - start]
+            step.baddbmm_(h, inputs.w_hh.mT)
+            step[..., : 2 * H].sigmoid_()
+            step[..., 3 * H :].sigmoid_()
+            i, f, g, o = step.chunk(4, dim=-1)
+            g.tanh_()
+            c = torch.mul(f, c, out=cells[:, t if plan.keep else 0]).addcmul_(i, g)
+            h = torch.mul(o, c.tanh(), out=hidden[:, t + 1 if every_state else (t + 1) % 2])
+    states = hidden[:, 1:].transpose(1, 2).contiguous() if plan.all_states else None
+    if states is not None and states.data_ptr() == hidden[:, 1:].data_ptr():
+        states = states.clone()  # what is given must not share memory with what is kept
+    return States(states, h.clone(), c.clone()), [gates, cells, hidden] if plan.keep else []
+
+
+def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
+    """See `Kernel.backward`."""
+    if not kept:
+        kept = forward(inputs, Plan(plan.gate_over, keep=True))[1]
+    gates, cells, hidden = kept
+    V, T, B, H = cells.shape
+    F = inputs.x.shape[-1]
+    over_time = plan.gate_over == "time"
+    d_w_ih, d_w_hh = inputs.w_ih.new_zeros(V, 4 * H, F), inputs.w_hh.new_zeros(V, 4 * H, H)
+    d_bias = inputs.b_ih.new_zeros(V, 4 * H)
+    d_gate = _GateGradients(inputs, need_x)
+    gated = _time_gated(inputs) if over_time else None
+    d_all = inputs.x.new_empty(V, T, B, F) if over_time else None
+    dh = torch.zeros_like(inputs.h0) if grads.h is None else grads.h.clone()
+    dc = torch.zeros_like(inputs.c0) if grads.c is None else grads.c.clone()
+    chunk = _steps_at_once(inputs)
+    room = inputs.x.new_empty(V, chunk, B, 4 * H)
+    for start, stop in reversed(list(_chunks(T, chunk))):
+        d_pre = room[:, : stop - start]
+        for t in reversed(range(start, stop)):
+            if grads.all is not None:
+                dh += grads.all[:, :, t]
+            i, f, g, o = gates[:, t].chunk(4, dim=-1)
+            d_step = d_pre[:, t - start]
+            d_i, d_f, d_g, d_o = d_step.chunk(4, dim=-1)
+            tanh_c = cells[:, t].tanh()
+            sigmoid_backward(dh * tanh_c, o, grad_input=d_o)
+            dc += tanh_backward(dh.mul_(o), tanh_c)
+            sigmoid_backward(dc * g, i, grad_input=d_i)
+            sigmoid_backward(dc * (cells[:, t - 1] if t > 0 else inputs.c0), f, grad_input=d_f)
+            tanh_backward(dc * i, g, grad_input=d_g)
+            torch.bmm(d_step, inputs.w_hh, out=dh)
+            dc *= f
+        flat = d_pre.flatten(1, 2)
+        weights, steps = _gated(inputs, plan, start, stop) if gated is None else (None, gated[:, start:stop])
+        d_w_ih.baddbmm_(flat.mT, steps.flatten(1, 2))
+        d_w_hh.baddbmm_(flat.mT, hidden[:, start:stop].flatten(1, 2))
+        d_bias += flat.sum(dim=1)
+        if d_all is not None:
+            torch.bmm(flat, inputs.w_ih, out=d_all[:, start:stop].flatten(1, 2))
+        elif need_x or weights is not None:
+            d_gate.add_feature(start, stop, weights, (flat @ inputs.w_ih).unflatten(1, steps.shape[1:3]))
+    if d_all is not None:
+        d_gate.add_time(d_all)
+    return Gradients(d_gate.x, dh, dc, d_w_ih, d_w_hh, d_bias, d_bias.clone(), d_gate.weight, d_gate.bias)
+
+
+def _steps_at_once(inputs: Inputs) -> int:
+    """Steps whose gates, batch, attention and gradients fit in the room."""
+    V, B, H = inputs.h0.shape
+    T, F = inputs.x.shape[2:]
+    bytes_per_step = inputs.x.element_size() * V * B * (4 * H + 4 * F)
+    return max(1, min(T, _ROOM_BYTES // bytes_per_step))
+
+
+def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
+
+
+def steps_of(inputs: Inputs, start: int, stop: int) -> Tensor:
+    """Steps start..stop-1 of each variant's batch, steps in front of the batch: [V, stop - start, B, F]."""
+    some: Tensor = inputs.x[:, :, start:stop]
+    if inputs.rows is not None:
+        some = some[torch.arange(len(some), device=some.device)[:, None], inputs.rows]
+    return some.transpose(1, 2)
+
+
+def _softmax(rows: Tensor, inputs: Inputs) -> Tensor:
+    """Softmax of the gate's layer over the last axis; rows [V, *, *, n]."""
+    assert inputs.gate_weight is not None
+    assert inputs.gate_bias is not None
+    scores = torch.baddbmm(inputs.gate_bias.unsqueeze(1), rows.flatten(1, 2), inputs.gate_weight.mT)
+    return torch.softmax(scores, dim=-1).view_as(rows)
+
+
+def _gated(inputs: Inputs, plan: Plan, start: int, stop: int) -> tuple[Tensor | None, Tensor]:
+    """Attention over features (None without) and x times it, of some steps: [V, stop - start, B, F], contiguous."""
+    x = steps_of(inputs, start, stop).contiguous()
+    if plan.gate_over is None:
+        return None, x
+    weights = _softmax(x, inputs)
+    return weights, x * weights
+
+
+def _variants_at_once(inputs: Inputs) -> int:
+    """Variants of which the whole batch, its attention and their gradients fit in the room."""
+    B, (T, F) = inputs.h0.shape[1], inputs.x.shape[2:]
+    return max(1, _ROOM_BYTES // (inputs.x.element_size() * 4 * B * T * F))
+
+
+def _of(inputs: Inputs, start: int, stop: int) -> Inputs:
+    return Inputs(*(None if t is None else t[start:stop] for t in inputs))  # type: ignore[arg-type]
+
+
+def _time_gated(inputs: Inputs) -> Tensor:
+    """X times its attention over time, of all steps: [V, T, B, F]."""
+    V, B = inputs.h0.shape[:2]
+    T, F = inputs.x.shape[2:]
+    gated = inputs.x.new_empty(V, T, B, F)
+    for start, stop in _chunks(V, _variants_at_once(inputs)):
+        own = _of(inputs, start, stop)
+        columns = steps_of(own, 0, T).permute(0, 2, 3, 1).contiguous()  # [V, B, F, T]
+        gated[start:stop] = (columns * _softmax(columns, own)).permute(0, 3, 1, 2)
+    return gated
+
+
+class _GateGradients:
+    """Gradients of x and of the gate's layer, added up over chunks of steps or variants."""
+
+    def __init__(self, inputs: Inputs, need_x: bool) -> None:
+        V, B = inputs.h0.shape[:2]
+        self._inputs = inputs
+        self.x = inputs.x.new_empty(V, B, *inputs.x.shape[2:]) if need_x else None
+        self.weight = None if inputs.gate_weight is None else torch.zeros_like(inputs.gate_weight)
+        self.bias = None if inputs.gate_bias is None else torch.zeros_like(inputs.gate_bias)
+
+    def add_feature(self, start: int, stop: int, weights: Tensor | None, d_gated: Tensor) -> None:
+        """Steps start..stop-1, from the gradient of x * attention [V, stop - start, B, F]; None: there is no gate."""
+        d_x = d_gated
+        if weights is not None:
+            d_x = self._layer(self._inputs, slice(None), steps_of(self._inputs, start, stop), weights, d_gated)
+        if self.x is not None:
+            self.x[:, :, start:stop] = d_x.transpose(1, 2)
+
+    def add_time(self, d_gated: Tensor) -> None:
+        """All steps, from the gradient of x * attention [V, T, B, F]."""
+        for start, stop in _chunks(len(d_gated), _variants_at_once(self._inputs)):
+            own = _of(self._inputs, start, stop)
+            columns = steps_of(own, 0, d_gated.shape[1]).permute(0, 2, 3, 1).contiguous()
+            d_columns = d_gated[start:stop].permute(0, 2, 3, 1)
+            d_x = self._layer(own, slice(start, stop), columns, _softmax(columns, own), d_columns)
+            if self.x is not None:
+                self.x[start:stop] = d_x.transpose(2, 3)
+
+    def _layer(self, own: Inputs, variants: slice, rows: Tensor, weights: Tensor, d_gated: Tensor) -> Tensor:
+        """Add the gradients of weight and bias; give that of the rows, or an unfinished one where none is needed."""
+        assert self.weight is not None
+        assert self.bias is not None
+        assert own.gate_weight is not None
+        d_scores = softmax_backward(d_gated * rows, weights, -1, weights.dtype)
+        flat = d_scores.flatten(1, 2)
+        self.weight[variants].baddbmm_(flat.mT, rows.flatten(1, 2))
+        self.bias[variants] += flat.sum(dim=1)
+        if self.x is None:
+            return d_gated
+        return torch.addcmul((flat @ own.gate_weight).view_as(d_scores), d_gated, weights)
