@@ -111,6 +111,23 @@ def test_time_attention_and_several_classes_follow_the_script_too(over, outputs)
         assert largest_difference(block, row, plain) <= TOLERANCE[torch.float64]
 
 
+@pytest.mark.parametrize("over", ["feature", "time", "pool", "uniform"])
+def test_the_interpreted_triton_kernels_follow_the_script_for_a_few_steps(over):
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("runs in Triton's interpreter; make gpu-check compiles")
+    x, y = made_data(20, 4, 7)
+    options = {"hidden": 5, "epochs": 1, "batch_size": 8, "over": over}
+    with use_kernel("triton"):
+        block, *_ = train_ensemble((0, 3), x, y, **options)
+    if over in ("feature", "time"):
+        plain = [train_one_seed(seed, x, y, **options) for seed in (0, 3)]
+        assert max(largest_difference(block, row, plain[row]) for row in (0, 1)) <= TOLERANCE[torch.float32]
+    with use_kernel("reference"):
+        wanted, *_ = train_ensemble((0, 3), x, y, **options)
+    assert (block.stack.theta - wanted.stack.theta).abs().max() <= TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("kernel", ["reference", "onednn"])
 def test_company_block_width_and_threads_change_no_byte(physionet, kernel):
     x, y = physionet

@@ -110,10 +110,8 @@ def train_step(
     columns = [column for column in stack.columns if column.trained]
 
     def update(start: int, stop: int) -> None:
-        flat = stack.theta.new_zeros(stop - start, width)
-        for column in columns:
-            flat[:, column.start : column.stop] = grads[column.name][start:stop].flatten(1)
-        optimizer.update_(stack.theta[start:stop, :width], flat, state.rows(start, stop), step)
+        parts = {(column.start, column.stop): grads[column.name][start:stop] for column in columns}
+        optimizer.update_parts_(stack.theta[start:stop, :width], parts, state.rows(start, stop), step)
 
     if x.is_cuda:
         update(0, len(index))

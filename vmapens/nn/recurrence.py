@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose
+from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose, precision
 
 _INPUTS = len(Inputs._fields)
 _NO_STATES = 0  # columns of the placeholder that stands where no tensor of states was asked for
@@ -27,14 +27,14 @@ def recurrence(
 
     Args:
         inputs: The tensors of `Inputs` **without** the variant axis; under `vmap` each may be batched or shared.
-        plan: What to compute; `keep` is decided here.
+        plan: What to compute; `keep` and `precision` are decided here.
 
     Returns:
         All states (None unless `plan.all_states`), last hidden state, last cell state. Differentiable once.
     """
     stacked = [None if tensor is None else tensor.unsqueeze(0) for tensor in inputs]
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in stacked)
-    plan = Plan(plan.gate_over, plan.all_states, keep=differentiated)
+    plan = Plan(plan.gate_over, plan.all_states, keep=differentiated, precision=precision())
     states, h, c, *_ = _Recurrence.apply(plan, *stacked)  # type: ignore[no-untyped-call]
     return states.squeeze(0) if plan.all_states else None, h.squeeze(0), c.squeeze(0)
 

@@ -10,13 +10,14 @@ Layout: the variant axis leads every tensor; a variant's own slice is contiguous
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from vmapens.errors import SpecError
-from vmapens.spec import TrainSpec
+from vmapens.spec import Precision, TrainSpec
 
 
 class Inputs(NamedTuple):
@@ -77,6 +78,9 @@ class States(NamedTuple):
     c: Tensor | None
 
 
+Arithmetic = Literal["fp32", "tf32", "bf16"]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is asked of a kernel.
@@ -85,11 +89,13 @@ class Plan:
         gate_over: Axis that the gate's softmax runs over; None for a plain LSTM.
         all_states: Give the states of all steps, not of the last alone.
         keep: Keep what the backward needs; without it the backward computes the forward again.
+        precision: Of the products' operands; sums are in the tensors' own precision.
     """
 
     gate_over: Literal["feature", "time"] | None = None
     all_states: bool = False
     keep: bool = False
+    precision: Arithmetic = "fp32"
 
 
 @runtime_checkable
@@ -105,8 +111,9 @@ class Kernel(Protocol):
         ...
 
 
-Name = Literal["auto", "reference", "onednn", "batched"]
+Name = Literal["auto", "reference", "onednn", "batched", "triton"]
 _chosen: Name = "auto"
+_precision: Arithmetic = "fp32"
 
 
 @contextmanager
@@ -120,22 +127,55 @@ def use_kernel(name: Name) -> Iterator[None]:
         _chosen = before
 
 
+@contextmanager
+def use_precision(name: Precision) -> Iterator[None]:
+    """Set the operands' precision within the block, for whatever starts there; a backward follows its forward.
+
+    `auto` is fp32, everywhere: a faster one becomes the default on a GPU once variants trained in it were shown to be
+    statistically the same (`make gpu-check` prints that comparison; nobody has run it yet).
+    """
+    global _precision
+    before, _precision = _precision, "fp32" if name == "auto" else name
+    try:
+        yield
+    finally:
+        _precision = before
+
+
+def precision() -> Arithmetic:
+    """The operands' precision that is in force."""
+    return _precision
+
+
 def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     """The fastest kernel for tensors of this kind.
 
     Raises:
         SpecError: If `use_kernel` named one that cannot do it.
     """
-    from vmapens.nn.kernels import batched, onednn, reference
+    from vmapens.nn.kernels import batched, checked, onednn, reference
 
     able = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if _chosen == "onednn" and not able:
         raise SpecError(f"the oneDNN kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
+    if _chosen == "triton":
+        if dtype != torch.float32 or not has_triton():
+            raise SpecError(
+                f"the Triton kernels compute float32 tensors, not {dtype}, with triton installed; use `auto`."
+            )
+        from vmapens.nn.kernels import triton
+
+        return triton
     if _chosen != "auto":
         return {"reference": reference, "onednn": onednn, "batched": batched}[_chosen]
-    if device.type != "cpu":
-        return batched
-    return onednn if able else reference
+    if device.type == "cpu":
+        return onednn if able else reference
+    return checked if device.type == "cuda" and dtype == torch.float32 and has_triton() else batched
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 def compute_device(spec: TrainSpec) -> torch.device:
@@ -148,6 +188,10 @@ def compute_device(spec: TrainSpec) -> torch.device:
     if spec.device == "cuda" and not cuda:
         raise SpecError("device is cuda, but torch sees no GPU; use --device cpu, or install a CUDA build of torch.")
     device = torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
-    if spec.precision not in ("auto", "fp32"):
-        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32.")
+    offered = {"auto", "fp32"}
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        offered |= {"tf32", "bf16"} if has_triton() else {"tf32"}
+    if spec.precision not in offered:
+        reason = "; bf16 needs triton: pip install 'vmapens[gpu]'" if "tf32" in offered else ""
+        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32{reason}.")
     return device

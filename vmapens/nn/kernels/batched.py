@@ -14,6 +14,8 @@ again three times that.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,13 +30,39 @@ sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.ate
 softmax_backward = torch.ops.aten._softmax_backward_data
 
 
+@contextmanager
+def _products(plan: Plan) -> Iterator[None]:
+    """Let a GPU round the operands of float32 products to TF32, or not, whatever the caller's setting is.
+
+    What bfloat16 would save here is lost again in casting, so it is computed in float32.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if plan.precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     """See `Kernel.forward`."""
+    with _products(plan):
+        return _forward(inputs, plan)
+
+
+def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
+    """See `Kernel.backward`."""
+    with _products(plan):
+        return _backward(inputs, plan, grads, kept or _forward(inputs, replace(plan, keep=True))[1], need_x)
+
+
+def _forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     V, B, H = inputs.h0.shape
     T = inputs.x.shape[2]
     x, w_ih = inputs.x, inputs.w_ih.mT
     bias = (inputs.b_ih + inputs.b_hh).unsqueeze(1)
-    gated = _time_gated(inputs) if plan.gate_over == "time" else None
+    gated = time_gated(inputs) if plan.gate_over == "time" else None
     chunk = _steps_at_once(inputs)
     gates = x.new_empty(V, T if plan.keep else chunk, B, 4 * H)
     cells = x.new_empty(V, T if plan.keep else 1, B, H)
@@ -42,7 +70,7 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     hidden = x.new_empty(V, T + 1 if every_state else 2, B, H)
     hidden[:, 0] = inputs.h0
     c, h = inputs.c0, hidden[:, 0]
-    for start, stop in _chunks(T, chunk):
+    for start, stop in chunks(T, chunk):
         place = gates[:, start:stop] if plan.keep else gates[:, : stop - start]
         steps = _gated(inputs, plan, start, stop)[1] if gated is None else gated[:, start:stop]
         torch.baddbmm(bias, steps.flatten(1, 2), w_ih, out=place.flatten(1, 2))
@@ -61,24 +89,21 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     return States(states, h.clone(), c.clone()), [gates, cells, hidden] if plan.keep else []
 
 
-def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
-    """See `Kernel.backward`."""
-    if not kept:
-        kept = forward(inputs, Plan(plan.gate_over, keep=True))[1]
+def _backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     gates, cells, hidden = kept
     V, T, B, H = cells.shape
     F = inputs.x.shape[-1]
     over_time = plan.gate_over == "time"
     d_w_ih, d_w_hh = inputs.w_ih.new_zeros(V, 4 * H, F), inputs.w_hh.new_zeros(V, 4 * H, H)
     d_bias = inputs.b_ih.new_zeros(V, 4 * H)
-    d_gate = _GateGradients(inputs, need_x)
-    gated = _time_gated(inputs) if over_time else None
+    d_gate = GateGradients(inputs, need_x)
+    gated = time_gated(inputs) if over_time else None
     d_all = inputs.x.new_empty(V, T, B, F) if over_time else None
     dh = torch.zeros_like(inputs.h0) if grads.h is None else grads.h.clone()
     dc = torch.zeros_like(inputs.c0) if grads.c is None else grads.c.clone()
     chunk = _steps_at_once(inputs)
     room = inputs.x.new_empty(V, chunk, B, 4 * H)
-    for start, stop in reversed(list(_chunks(T, chunk))):
+    for start, stop in reversed(list(chunks(T, chunk))):
         d_pre = room[:, : stop - start]
         for t in reversed(range(start, stop)):
             if grads.all is not None:
@@ -102,9 +127,9 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
         if d_all is not None:
             torch.bmm(flat, inputs.w_ih, out=d_all[:, start:stop].flatten(1, 2))
         elif need_x or weights is not None:
-            d_gate.add_feature(start, stop, weights, (flat @ inputs.w_ih).unflatten(1, steps.shape[1:3]))
+            d_gate.add_steps(start, stop, weights, (flat @ inputs.w_ih).unflatten(1, steps.shape[1:3]))
     if d_all is not None:
-        d_gate.add_time(d_all)
+        d_gate.add_time(slice(None), d_all)
     return Gradients(d_gate.x, dh, dc, d_w_ih, d_w_hh, d_bias, d_bias.clone(), d_gate.weight, d_gate.bias)
 
 
@@ -116,7 +141,8 @@ def _steps_at_once(inputs: Inputs) -> int:
     return max(1, min(T, _ROOM_BYTES // bytes_per_step))
 
 
-def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Half-open ranges that cover `count`, `size` at a time."""
     for start in range(0, count, size):
         yield start, min(start + size, count)
 
@@ -152,33 +178,39 @@ def _variants_at_once(inputs: Inputs) -> int:
     return max(1, _ROOM_BYTES // (inputs.x.element_size() * 4 * B * T * F))
 
 
-def _of(inputs: Inputs, start: int, stop: int) -> Inputs:
-    return Inputs(*(None if t is None else t[start:stop] for t in inputs))  # type: ignore[arg-type]
+def part_of(inputs: Inputs, variants: slice) -> Inputs:
+    """Some of the variants."""
+    return Inputs(*(None if t is None else t[variants] for t in inputs))  # type: ignore[arg-type]
 
 
-def _time_gated(inputs: Inputs) -> Tensor:
+def time_gated(inputs: Inputs) -> Tensor:
     """X times its attention over time, of all steps: [V, T, B, F]."""
     V, B = inputs.h0.shape[:2]
     T, F = inputs.x.shape[2:]
     gated = inputs.x.new_empty(V, T, B, F)
-    for start, stop in _chunks(V, _variants_at_once(inputs)):
-        own = _of(inputs, start, stop)
+    for start, stop in chunks(V, _variants_at_once(inputs)):
+        own = part_of(inputs, slice(start, stop))
         columns = steps_of(own, 0, T).permute(0, 2, 3, 1).contiguous()  # [V, B, F, T]
         gated[start:stop] = (columns * _softmax(columns, own)).permute(0, 3, 1, 2)
     return gated
 
 
-class _GateGradients:
+def _zeros(like: Tensor | None) -> Tensor | None:
+    """Contiguous, whatever the strides of `like`."""
+    return None if like is None else like.new_zeros(like.shape)
+
+
+class GateGradients:
     """Gradients of x and of the gate's layer, added up over chunks of steps or variants."""
 
     def __init__(self, inputs: Inputs, need_x: bool) -> None:
         V, B = inputs.h0.shape[:2]
         self._inputs = inputs
         self.x = inputs.x.new_empty(V, B, *inputs.x.shape[2:]) if need_x else None
-        self.weight = None if inputs.gate_weight is None else torch.zeros_like(inputs.gate_weight)
-        self.bias = None if inputs.gate_bias is None else torch.zeros_like(inputs.gate_bias)
+        self.weight = _zeros(inputs.gate_weight)
+        self.bias = _zeros(inputs.gate_bias)
 
-    def add_feature(self, start: int, stop: int, weights: Tensor | None, d_gated: Tensor) -> None:
+    def add_steps(self, start: int, stop: int, weights: Tensor | None, d_gated: Tensor) -> None:
         """Steps start..stop-1, from the gradient of x * attention [V, stop - start, B, F]; None: there is no gate."""
         d_x = d_gated
         if weights is not None:
@@ -186,15 +218,17 @@ class _GateGradients:
         if self.x is not None:
             self.x[:, :, start:stop] = d_x.transpose(1, 2)
 
-    def add_time(self, d_gated: Tensor) -> None:
-        """All steps, from the gradient of x * attention [V, T, B, F]."""
-        for start, stop in _chunks(len(d_gated), _variants_at_once(self._inputs)):
-            own = _of(self._inputs, start, stop)
+    def add_time(self, variants: slice, d_gated: Tensor) -> None:
+        """All steps of some variants, from the gradient of x * attention [variants, T, B, F]."""
+        first = variants.indices(len(self._inputs.h0))[0]
+        for start, stop in chunks(len(d_gated), _variants_at_once(self._inputs)):
+            some = slice(first + start, first + stop)
+            own = part_of(self._inputs, some)
             columns = steps_of(own, 0, d_gated.shape[1]).permute(0, 2, 3, 1).contiguous()
             d_columns = d_gated[start:stop].permute(0, 2, 3, 1)
-            d_x = self._layer(own, slice(start, stop), columns, _softmax(columns, own), d_columns)
+            d_x = self._layer(own, some, columns, _softmax(columns, own), d_columns)
             if self.x is not None:
-                self.x[start:stop] = d_x.transpose(2, 3)
+                self.x[some] = d_x.transpose(2, 3)
 
     def _layer(self, own: Inputs, variants: slice, rows: Tensor, weights: Tensor, d_gated: Tensor) -> Tensor:
         """Add the gradients of weight and bias; give that of the rows, or an unfinished one where none is needed."""
