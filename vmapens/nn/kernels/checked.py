@@ -1,8 +1,8 @@
 """The Triton kernels where they were seen to agree with the batched path, else that path: what a GPU runs.
 
-Before a problem's sizes are first computed on a device, two variants and two steps of them are computed both ways: the
-kernels are compiled for exactly these sizes, and what does not compile, does not fit the chip, or does not agree is not
-used. That is said once, as a warning, and the run goes on.
+Before a problem's sizes are first computed on a device, two variants and a few steps of them are computed both ways:
+the kernels are compiled for exactly these sizes, and what does not compile, does not fit the chip, or does not agree is
+not used. That is said once, as a warning, and the run goes on.
 """
 
 import warnings
@@ -17,6 +17,7 @@ from vmapens.nn.kernels import Gradients, Inputs, Kernel, Plan, States, agreemen
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 1e-1}
 """Distances up to which a result agrees: ten times or so what the precision's rounding makes of so small a problem."""
 
+_STEPS = 16  # Triton compiles once more for lengths that are not multiples of 16
 _verdicts: dict[tuple[object, ...], bool] = {}
 _said: set[tuple[object, str]] = set()  # devices and precisions that a warning was given for
 
@@ -34,7 +35,8 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
 def _kernel(inputs: Inputs, plan: Plan) -> Kernel:
     """The same answer for a forward and its backward: what was kept has that kernel's layout."""
     _, B, H = inputs.h0.shape
-    sizes = (2, B, 2, inputs.x.shape[3], H)
+    T, F = inputs.x.shape[2:]
+    sizes = (2, B, min(T, _STEPS), F, H)
     key = (inputs.x.device, plan.precision, plan.gate_over, plan.all_states, inputs.rows is None, sizes)
 
     def agrees() -> dict[str, float]:
