@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint clean
+.PHONY: demo install test lint gpu-check clean
 
 demo: install
 	$(BIN)/vmapens demo --out runs/demo --overwrite
@@ -30,6 +30,10 @@ $(VENV)/installed-test: $(VENV)/installed
 $(VENV)/installed-lint: $(VENV)/installed
 	$(PIP) --editable '.[cpu,lint]'
 	touch $@
+
+# On a machine with a GPU as it is: torch and Triton, no network, so no environment of its own.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out $(or $(OUT),runs/gpu-check)
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -27,7 +27,7 @@ import torch
 import vmapens
 
 _PAUSE_S = 0.05
-_PACKAGES = ("torch", "numpy", "polars", "scikit-learn", "jax", "triton")
+_PACKAGES = ("torch", "numba", "numpy", "polars", "scikit-learn", "jax", "triton")
 _Key = TypeVar("_Key")
 Line = dict[str, Any]
 

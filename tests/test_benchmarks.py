@@ -254,4 +254,5 @@ def test_the_table_takes_the_newest_line_and_says_what_was_not_measured(tmp_path
 
 
 def test_the_arm_of_this_project_takes_the_width_of_training():
-    assert ensemble.Ensemble(Problem(TINY, 40)).width == 16
+    assert ensemble.Ensemble(Problem(TINY, 40)).width == 40
+    assert ensemble.Ensemble(Problem(TINY, 300)).width == 256  # a block

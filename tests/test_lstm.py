@@ -1,5 +1,7 @@
 """`vmapens.nn.LSTM` against `torch.nn.LSTM`: the same numbers, gradients and names, also where that one cannot go."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
@@ -9,6 +11,10 @@ from vmapens.nn import LSTM
 from vmapens.nn.kernels import Inputs, Plan, use_kernel
 from vmapens.nn.recurrence import recurrence
 
+INTERPRETED = pytest.mark.skipif(
+    find_spec("triton") is None or torch.cuda.is_available(),
+    reason="runs in Triton's interpreter; test_triton compiles",
+)
 SHAPES = [(1, 1, 1, 1, 1), (3, 5, 7, 3, 4), (2, 64, 48, 37, 32), (4, 2, 1, 5, 1), (2, 1, 9, 1, 3)]
 # float64: sums in another order. float32: the same, with 1e-7 a rounding and a few hundred terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -17,7 +23,11 @@ KERNELS = [
     ("reference", torch.float32),
     ("onednn", torch.float32),
     ("compiled", torch.float32),
+    ("batched", torch.float64),
+    ("batched", torch.float32),
+    pytest.param("triton", torch.float32, marks=INTERPRETED),
 ]
+EVERY_KERNEL = ["reference", "onednn", "compiled", "batched", pytest.param("triton", marks=INTERPRETED)]
 
 
 def loss_of(states, h, c):
@@ -109,7 +119,9 @@ def test_lstm_takes_initial_states_and_non_contiguous_inputs(kernel, dtype):
         near(own.grad, other.grad, dtype)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "onednn", "compiled"])
+@pytest.mark.parametrize(
+    "kernel", ["reference", "onednn", "compiled", "batched", pytest.param("triton", marks=INTERPRETED)]
+)
 def test_gradient_of_a_vmap_equals_vmap_of_a_gradient(kernel):
     """Under grad(vmap(...)) the forward cannot see that it is differentiated: the backward computes it again."""
     torch.manual_seed(3)
@@ -190,7 +202,9 @@ def test_a_broken_gradient_is_caught(monkeypatch):
         test_vmapped_lstm_equals_separate_torch_lstms("onednn", torch.float32, (3, 5, 7, 3, 4))
 
 
-@pytest.mark.parametrize("kernel", ["reference", "onednn", "compiled"])
+@pytest.mark.parametrize(
+    "kernel", ["reference", "onednn", "compiled", "batched", pytest.param("triton", marks=INTERPRETED)]
+)
 def test_a_batch_named_by_rows_of_shared_samples_equals_the_gathered_batch(kernel):
     torch.manual_seed(6)
     samples, rows = torch.randn(9, 7, 3), torch.tensor([[1, 8, 8, 0], [2, 3, 4, 5]])

@@ -25,6 +25,8 @@ KERNELS = [
     ("reference", torch.float32),
     ("onednn", torch.float32),
     ("compiled", torch.float32),
+    ("batched", torch.float64),
+    ("batched", torch.float32),
 ]
 
 
@@ -108,6 +110,23 @@ def test_time_attention_and_several_classes_follow_the_script_too(over, outputs)
         options = {"hidden": 5, "epochs": 2, "batch_size": 64, "over": over, "outputs": outputs}
         plain = train_one_seed(seed, x, y, dtype=torch.float64, **options)
         assert largest_difference(block, row, plain) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("over", ["feature", "time", "pool", "uniform"])
+def test_the_interpreted_triton_kernels_follow_the_script_for_a_few_steps(over):
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("runs in Triton's interpreter; make gpu-check compiles")
+    x, y = made_data(20, 4, 7)
+    options = {"hidden": 5, "epochs": 1, "batch_size": 8, "over": over}
+    with use_kernel("triton"):
+        block, *_ = train_ensemble((0, 3), x, y, **options)
+    if over in ("feature", "time"):
+        plain = [train_one_seed(seed, x, y, **options) for seed in (0, 3)]
+        assert max(largest_difference(block, row, plain[row]) for row in (0, 1)) <= TOLERANCE[torch.float32]
+    with use_kernel("reference"):
+        wanted, *_ = train_ensemble((0, 3), x, y, **options)
+    assert (block.stack.theta - wanted.stack.theta).abs().max() <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("kernel", ["reference", "onednn", "compiled"])

@@ -103,7 +103,7 @@ class TrainSpec:
         select_on: Split on which the epoch is chosen. `test` leaks and exists to replicate the paper.
         snapshots: Epochs whose weights are kept as well (0 is the initialisation).
         device: `auto` takes a GPU if there is one.
-        precision: Of the kernels' arithmetic; `auto` is fp32. The other values need a kernel that offers them.
+        precision: Of the kernels' operands; sums are float32. `auto` is fp32. tf32 and bf16 need a GPU that has them.
     """
 
     epochs: int = 15

@@ -30,7 +30,7 @@ from vmapens.ensemble.step import attend, gradients, predict
 from vmapens.errors import RunError, SpecError, StackError, VmapensError, first_line
 from vmapens.nn import kernels
 from vmapens.nn.factory import model_factory
-from vmapens.nn.kernels import compute_device
+from vmapens.nn.kernels import compute_device, use_precision
 from vmapens.nn.loss import targets
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
@@ -256,7 +256,7 @@ def execute(
     write_parquet(paths.features, cohort.features)
     unfinished = [block for block in ready.blocks if not (paths.block(*block) / "done.json").exists()]
     listener.start(sum(stop - start for start, stop in unfinished) * ready.spec.train.epochs)
-    with spread_over():
+    with spread_over(), use_precision(ready.spec.train.precision):
         data = Data.of(cohort, ready.spec.train, ready.device)
         width = Width(ready.needs.width, on_halved=lambda value: listener.say(_HALVED.format(value=value)))
         for start, stop in unfinished:

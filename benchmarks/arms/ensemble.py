@@ -34,6 +34,7 @@ class Ensemble:
             parameters=self._stack.parameters_per_variant,
             variants=V,
             shape=(size.samples, size.steps, size.features),
+            outputs=1,
             saved=0,
             evaluated=0,
             attention_cells=0,
@@ -51,7 +52,7 @@ class Ensemble:
         """Of the first batch; see `Arm`."""
         stack, index = self._stack.rows(0, self._problem.checked), self._index[0, : self._problem.checked]
         grads, losses = self._gradients(
-            stack.views(trained=True), stack.views(trained=False), self._x[index], self._y[index]
+            stack.views(trained=True), stack.views(trained=False), self._x, index, self._y[index]
         )
         return losses.cpu().numpy(), {name: grad.cpu().numpy() for name, grad in grads.items()}
 

@@ -147,7 +147,9 @@ def _of_step(spec: RunSpec, batch: int, T: int, F: int, device: torch.device) ->
     built_in = spec.model.name == "attention-lstm"
     over = spec.model.attend_over if built_in else "pool"
     H = spec.model.hidden
-    plan = Plan(gate_over=over if over in ("feature", "time") else None, all_states=over == "pool")
+    gate = over if over in ("feature", "time") else None
+    arithmetic = "fp32" if spec.train.precision == "auto" else spec.train.precision
+    plan = Plan(gate_over=gate, all_states=over == "pool", precision=arithmetic)
     per_thread, per_variant = kernel.memory((batch, T, F, H), plan)
     if over == "pool":  # the batch, and the states with their gradients
         per_variant += 4 * batch * T * (F + 3 * H)

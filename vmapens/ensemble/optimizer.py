@@ -8,13 +8,15 @@ with b1 = 0.9, b2 = 0.999, eps = 1e-8. Source: Kingma & Ba 2015, arXiv:1412.6980
 in memory after the data.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vmapens.nn.kernels import is_compiled
+from vmapens.nn.kernels import Plan, checked, has_triton, is_compiled
+from vmapens.nn.threads import over_variants
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
@@ -67,3 +69,79 @@ def _update_compiled(theta: Tensor, grad: Tensor, state: AdamState, step: int) -
     settings = state.weight_decay.tolist(), (state.lr / (1 - _BETA_1**step)).tolist()
     for *rows, decay, step_size in zip(*tensors, *settings, strict=True):
         update(*rows, decay, _BETA_1, _BETA_2, root_correction, _EPSILON, step_size)
+
+
+def update_parts_(
+    theta: Float[Tensor, "V P"], grads: Mapping[tuple[int, int], Float[Tensor, "V ..."]], state: AdamState, step: int
+) -> None:
+    """Take one step as `update_` does, with the gradient in parts; columns without a part only decay.
+
+    On a GPU with Triton one kernel goes over the columns of each part, which are all that it changes; elsewhere the
+    parts are copied into one tensor first. All memory is taken before anything changes, so that a step that runs out
+    of it can be taken again.
+
+    Args:
+        theta: Trained columns.
+        grads: Gradient of columns start..stop-1 by (start, stop).
+        state: Changed in place.
+        step: t, counted from 1.
+    """
+    if _fused(theta):
+        _update_fused_(theta, grads, state, step)
+        return
+    flat = torch.zeros_like(theta, memory_format=torch.contiguous_format)
+
+    def update(start: int, stop: int) -> None:
+        for (first, last), grad in grads.items():
+            flat[start:stop, first:last] = grad[start:stop].flatten(1)
+        update_(theta[start:stop], flat[start:stop], state.rows(start, stop), step)
+
+    if theta.device.type == "cpu":
+        over_variants(lambda v: update(v, v + 1), len(theta))
+    else:
+        update(0, len(theta))
+
+
+def _fused(theta: Tensor) -> bool:
+    """Whether the Triton kernel computes: on a GPU, where it agrees with `update_` on a made problem."""
+    if not (theta.is_cuda and theta.dtype == torch.float32 and has_triton()):
+        return False
+    return checked.trusted((theta.device, "adam"), Plan(), lambda: fused_distances(theta.device))
+
+
+def _update_fused_(theta: Tensor, grads: Mapping[tuple[int, int], Tensor], state: AdamState, step: int) -> None:
+    from vmapens.nn.kernels.triton import adam
+
+    for (start, stop), grad in grads.items():
+        adam.update_(
+            theta[:, start:stop],
+            grad.flatten(1),
+            state.first[:, start:stop],
+            state.second[:, start:stop],
+            step_size=(state.lr / (1 - _BETA_1**step)).to(theta.dtype),
+            decay=state.weight_decay.to(theta.dtype),
+            root_correction=(1 - _BETA_2**step) ** 0.5,
+            betas=(_BETA_1, _BETA_2),
+            epsilon=_EPSILON,
+        )
+
+
+def fused_distances(device: torch.device, *, variants: int = 3, seed: int = 0) -> dict[str, float]:
+    """``|got - truth| / |truth|`` of theta's change and the moments after three fused steps of a made problem."""
+    generator = torch.Generator(device).manual_seed(seed)
+    settings = torch.tensor([[1e-3, 5e-4, 1e-1], [0.0, 1e-6, 1e-1]], device=device)[:, torch.arange(variants) % 3]
+    columns = {(0, 1050): (variants, 35, 30), (1056, 1061): (variants, 5)}
+    theta = torch.randn(variants, 1072, generator=generator, device=device)
+    ours, truth = theta.clone(), theta.double()
+    states = init(ours, *settings), init(truth, *settings)
+    for step in range(1, 4):
+        grads = {place: torch.randn(shape, generator=generator, device=device) for place, shape in columns.items()}
+        flat = torch.zeros_like(truth)
+        for (start, stop), grad in grads.items():
+            flat[:, start:stop] = grad.flatten(1)
+        _update_fused_(ours, grads, states[0], step)
+        update_(truth, flat, states[1], step)
+    real = torch.cat([torch.arange(*place) for place in columns]).to(device)
+    pairs = {"theta": (ours - theta, truth - theta), "first": (states[0].first, states[1].first)}
+    pairs["second"] = (states[0].second, states[1].second)
+    return {name: ((a.double() - b)[:, real].norm() / b[:, real].norm()).item() for name, (a, b) in pairs.items()}

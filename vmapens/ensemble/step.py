@@ -22,7 +22,6 @@ from vmapens.ensemble.optimizer import AdamState
 from vmapens.ensemble.stack import Stack
 from vmapens.nn.isolation import aligned, per_variant
 from vmapens.nn.loss import LOSSES, TaskKind
-from vmapens.nn.threads import over_variants
 
 Parameters = dict[str, Tensor]
 Gradients = Callable[[Parameters, Parameters, Tensor, Tensor, Tensor], tuple[Parameters, Tensor]]
@@ -100,20 +99,8 @@ def train_step(
         RuntimeError: If memory runs out; nothing has changed then.
     """
     grads, losses = gradients(stack.views(trained=True), stack.views(trained=False), x, index, y[index])
-    width = stack.trained_width
-    # All memory is taken before anything changes, so that a step that runs out of it can be taken again.
-    flat = stack.theta.new_zeros(len(index), width)
-
-    def update(start: int, stop: int) -> None:
-        for column in stack.columns:
-            if column.trained:
-                flat[start:stop, column.start : column.stop] = grads[column.name][start:stop].flatten(1)
-        optimizer.update_(stack.theta[start:stop, :width], flat[start:stop], state.rows(start, stop), step)
-
-    if x.is_cuda:
-        update(0, len(index))
-    else:
-        over_variants(lambda v: update(v, v + 1), len(index))
+    parts = {(column.start, column.stop): grads[column.name] for column in stack.columns if column.trained}
+    optimizer.update_parts_(stack.theta[:, : stack.trained_width], parts, state, step)
     return losses
 
 

@@ -6,6 +6,7 @@ V = 1, and each level of `vmap` folds its axis into V. Forward and backward both
 `vmap`, `vmap(grad)`, plain autograd and `no_grad` work alike. Ground truth: `kernels/reference.py`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vmapens.nn.isolation import per_variant
-from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose
+from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose, precision
 from vmapens.nn.loss import LOSSES, TaskKind
 
 _INPUTS = len(Inputs._fields)
@@ -30,14 +31,14 @@ def recurrence(
 
     Args:
         inputs: The tensors of `Inputs` **without** the variant axis; under `vmap` each may be batched or shared.
-        plan: What to compute; `keep` is decided here.
+        plan: What to compute; `keep` and `precision` are decided here.
 
     Returns:
         All states (None unless `plan.all_states`), last hidden state, last cell state. Differentiable once.
     """
     stacked = [None if tensor is None else tensor.unsqueeze(0) for tensor in inputs]
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in stacked)
-    plan = Plan(plan.gate_over, plan.all_states, keep=differentiated)
+    plan = Plan(plan.gate_over, plan.all_states, keep=differentiated, precision=precision())
     states, h, c, *_ = _Recurrence.apply(plan, *stacked)  # type: ignore[no-untyped-call]
     return states.squeeze(0) if plan.all_states else None, h.squeeze(0), c.squeeze(0)
 
@@ -65,6 +66,7 @@ def classifier_loss(
     if not hasattr(kernel, "classify") or inputs.x.requires_grad:
         logits = per_variant(F.linear, recurrence(inputs, plan)[1], weight, bias)
         return per_variant(LOSSES[kind], logits, y)
+    plan = replace(plan, precision=precision())
     stacked = (None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias, y, *inputs))
     loss, *_ = _ClassifierLoss.apply(plan, kind, *stacked)  # type: ignore[no-untyped-call]
     return loss.squeeze(0)  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vmapens.errors import SpecError
-from vmapens.spec import TrainSpec
+from vmapens.spec import Precision, TrainSpec
 
 
 class Inputs(NamedTuple):
@@ -80,6 +80,9 @@ class States(NamedTuple):
     c: Tensor | None
 
 
+Arithmetic = Literal["fp32", "tf32", "bf16"]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is asked of a kernel.
@@ -88,11 +91,13 @@ class Plan:
         gate_over: Axis that the gate's softmax runs over; None for a plain LSTM.
         all_states: Give the states of all steps, not of the last alone.
         keep: Keep what the backward needs; without it the backward computes the forward again.
+        precision: Of the products' operands; sums are in the tensors' own precision.
     """
 
     gate_over: Literal["feature", "time"] | None = None
     all_states: bool = False
     keep: bool = False
+    precision: Arithmetic = "fp32"
 
 
 @runtime_checkable
@@ -112,8 +117,9 @@ class Kernel(Protocol):
         ...
 
 
-Name = Literal["auto", "reference", "onednn", "compiled"]
+Name = Literal["auto", "reference", "onednn", "compiled", "batched", "triton"]
 _chosen: Name = "auto"
+_precision: Arithmetic = "fp32"
 
 
 @contextmanager
@@ -127,24 +133,52 @@ def use_kernel(name: Name) -> Iterator[None]:
         _chosen = before
 
 
+@contextmanager
+def use_precision(name: Precision) -> Iterator[None]:
+    """Set the operands' precision within the block, for whatever starts there; a backward follows its forward.
+
+    `auto` is fp32, everywhere: a faster one becomes the default on a GPU once variants trained in it were shown to be
+    statistically the same (`make gpu-check` prints that comparison; nobody has run it yet).
+    """
+    global _precision
+    before, _precision = _precision, "fp32" if name == "auto" else name
+    try:
+        yield
+    finally:
+        _precision = before
+
+
+def precision() -> Arithmetic:
+    """The operands' precision that is in force."""
+    return _precision
+
+
 def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     """The fastest kernel for tensors of this kind.
 
     Raises:
         SpecError: If `use_kernel` named one that cannot do it.
     """
-    from vmapens.nn.kernels import onednn, reference
+    from vmapens.nn.kernels import batched, checked, onednn, reference
 
     able = device.type == "cpu" and dtype == torch.float32
     if _chosen in ("onednn", "compiled") and not able:
         raise SpecError(f"the {_chosen} kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
-    if _chosen == "reference" or not able:
-        return reference
-    if _chosen == "compiled" or (_chosen == "auto" and _has_numba()):
+    if _chosen == "triton" and (dtype != torch.float32 or not has_triton()):
+        raise SpecError(f"the Triton kernels compute float32 tensors, not {dtype}, with triton installed; use `auto`.")
+    if _chosen == "triton":
+        from vmapens.nn.kernels import triton
+
+        return triton
+    if _chosen == "compiled" or (_chosen == "auto" and able and _has_numba()):
         from vmapens.nn.kernels import compiled
 
         return compiled
-    return onednn if _chosen == "onednn" or torch.backends.mkldnn.is_available() else reference
+    if _chosen != "auto":
+        return {"reference": reference, "onednn": onednn, "batched": batched}[_chosen]
+    if device.type == "cpu":
+        return onednn if able and torch.backends.mkldnn.is_available() else reference
+    return checked if device.type == "cuda" and dtype == torch.float32 and has_triton() else batched
 
 
 def version(device: torch.device) -> str:
@@ -157,6 +191,12 @@ def is_compiled(tensor: Tensor) -> bool:
     """Whether tensors like this one are computed by the compiled kernel, and so may its kin be."""
     able = tensor.device.type == "cpu" and tensor.dtype == torch.float32
     return able and (_chosen == "compiled" or (_chosen == "auto" and _has_numba()))
+
+
+@cache
+def has_triton() -> bool:
+    """Whether the extra `gpu` is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @cache
@@ -175,6 +215,10 @@ def compute_device(spec: TrainSpec) -> torch.device:
     if spec.device == "cuda" and not cuda:
         raise SpecError("device is cuda, but torch sees no GPU; use --device cpu, or install a CUDA build of torch.")
     device = torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
-    if spec.precision not in ("auto", "fp32"):
-        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32.")
+    offered = {"auto", "fp32"}
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        offered |= {"tf32", "bf16"} if has_triton() else {"tf32"}
+    if spec.precision not in offered:
+        reason = "; bf16 needs triton: pip install 'vmapens[gpu]'" if "tf32" in offered else ""
+        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32{reason}.")
     return device

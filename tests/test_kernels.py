@@ -1,0 +1,98 @@
+"""The kernels held against the plain truth in float64: outputs and gradients at odd sizes."""
+
+import pytest
+import torch
+
+from vmapens.nn.kernels import Inputs, Plan, batched, choose, reference, use_kernel
+from vmapens.nn.kernels.agreement import distances, made_gradients, made_inputs, results
+
+# float64: sums in another order. float32: 6e-8 a rounding, a few hundred in a row.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
+SIZES = [(1, 1, 1, 1, 1), (3, 5, 4, 7, 6), (2, 17, 3, 37, 20)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("gate_over", ["feature", "time", None])
+@pytest.mark.parametrize("pool", [None, 9])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_batched_kernel_equals_the_reference(sizes, pool, gate_over, dtype):
+    inputs = made_inputs(sizes, gate_over=gate_over, pool=pool, dtype=dtype)
+    for plan in (Plan(gate_over, all_states=True, keep=True), Plan(gate_over, keep=True), Plan(gate_over)):
+        found = distances(batched, inputs, plan, need_x=pool is None)
+        assert len(found) >= 8
+        assert max(found.values()) <= TOLERANCE[dtype], found
+
+
+@pytest.mark.parametrize("gate_over", ["feature", "time", None])
+def test_cutting_the_steps_in_chunks_changes_nothing(monkeypatch, gate_over):
+    inputs = made_inputs((3, 5, 7, 4, 6), gate_over=gate_over, pool=9, dtype=torch.float64)
+    monkeypatch.setattr(batched, "_ROOM_BYTES", 3 * 8 * 3 * 5 * 4 * (6 + 4))  # three steps: chunks of 3, 3 and 1
+    for keep in (True, False):
+        found = distances(batched, inputs, Plan(gate_over, all_states=True, keep=keep))
+        assert max(found.values()) <= TOLERANCE[torch.float64], found
+    assert batched._steps_at_once(inputs) == 3
+
+
+def test_without_keeping_the_batched_kernel_gives_the_same_states():
+    inputs = made_inputs((3, 5, 7, 4, 6), gate_over="feature")
+    for all_states in (True, False):
+        kept = batched.forward(inputs, Plan("feature", all_states, keep=True))
+        without = batched.forward(inputs, Plan("feature", all_states))
+        assert len(kept[1]) == 3
+        assert without[1] == []
+        for a, b in zip(kept[0], without[0], strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_the_batched_kernels_backward_can_be_called_twice():
+    inputs = made_inputs((2, 3, 4, 5, 6), gate_over="feature")
+    plan = Plan("feature", keep=True)
+    grads, kept = made_gradients(inputs, plan), batched.forward(inputs, plan)[1]
+    first, second = (batched.backward(inputs, plan, grads, kept, True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_last_state_that_nothing_depends_on_needs_no_gradient():
+    inputs, plan = made_inputs((2, 3, 4, 5, 6)), Plan(all_states=True, keep=True)
+    grads = made_gradients(inputs, plan)._replace(h=None, c=None)
+    kept = batched.forward(inputs, plan)[1]
+    got = batched.backward(inputs, plan, grads, kept, True)
+    wanted = reference.backward(inputs, plan, grads, [], True)
+    for a, b in zip(got, wanted, strict=True):
+        assert (a is None and b is None) or (a - b).norm() <= TOLERANCE[torch.float32] * b.norm()
+
+
+def test_a_kernel_that_is_wrong_is_far_from_the_truth():
+    inputs, plan = made_inputs((2, 3, 4, 5, 6), gate_over="feature"), Plan("feature", keep=True)
+
+    class Wrong:
+        forward = staticmethod(batched.forward)
+
+        @staticmethod
+        def backward(inputs, plan, grads, kept, need_x):
+            good = batched.backward(inputs, plan, grads, kept, need_x)
+            return good._replace(w_hh=good.w_hh * 1.01, b_ih=None, b_hh=good.b_hh * torch.nan)
+
+    found = distances(Wrong(), inputs, plan)
+    assert found["d_w_hh"] == pytest.approx(0.01, rel=1e-2)
+    assert found["d_b_ih"] == found["d_b_hh"] == float("inf")
+    assert found["d_w_ih"] <= TOLERANCE[torch.float32]
+
+
+def test_devices_without_a_kernel_of_their_own_get_the_batched_one():
+    assert choose(torch.device("mps"), torch.float32) is batched
+    assert choose(torch.device("cpu"), torch.float64) is reference
+    with use_kernel("batched"):
+        assert choose(torch.device("cpu"), torch.float32) is batched
+
+
+def test_the_made_problem_holds_what_it_was_asked_for():
+    inputs = made_inputs((2, 3, 4, 5, 6), gate_over="time", pool=7)
+    assert inputs.x.shape == (2, 7, 4, 5)
+    assert inputs.x.stride(0) == 0
+    assert inputs.rows.shape == (2, 3)
+    assert inputs.gate_weight.shape == (2, 4, 4)
+    assert made_inputs((2, 3, 4, 5, 6)).gate_weight is None
+    names = results(reference, inputs, Plan("time"), made_gradients(inputs, Plan("time")))
+    assert sorted(names) == sorted(["h", "c"] + [f"d_{name}" for name in Inputs._fields[1:-1]])
+    assert made_gradients(inputs, Plan("time")).all is None

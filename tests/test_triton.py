@@ -1,0 +1,198 @@
+"""The Triton kernels against the plain truth: interpreted on a CPU, compiled where there is a GPU."""
+
+import warnings
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from vmapens.ensemble import optimizer
+from vmapens.errors import SpecError
+from vmapens.nn import LSTM
+from vmapens.nn.kernels import Inputs, Plan, batched, checked, choose, triton, use_kernel
+from vmapens.nn.kernels.agreement import distances, made_gradients, made_inputs, results
+from vmapens.nn.kernels.triton import size
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Norms over a whole tensor: 6e-8 a rounding, and tanh to 1.2e-7; TF32 keeps 10 bits, bfloat16 7.
+TOLERANCE = {"fp32": 2e-6, "tf32": 5e-3, "bf16": 5e-2}
+SIZES = [(1, 1, 1, 1, 1), (3, 5, 4, 7, 6), (2, 17, 3, 37, 20)]
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory():
+    """Whatever a kernel forgets to write is NaN, not the zeros that fresh memory often holds."""
+    torch.use_deterministic_algorithms(DEVICE == "cpu")  # fills torch.empty with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def by_step(monkeypatch):
+    """As if no recurrent weights fitted on the chip."""
+    monkeypatch.setattr(size, "_ON_CHIP_BYTES", 0)
+
+
+def check(inputs, plan, *, need_x=False):
+    found = distances(triton, inputs, plan, need_x=need_x)
+    assert len(found) >= 8
+    assert max(found.values()) <= TOLERANCE[plan.precision], found
+
+
+@pytest.mark.parametrize("gate_over", ["feature", "time", None])
+@pytest.mark.parametrize("pool", [None, 9])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_fused_kernels_equal_the_reference(sizes, pool, gate_over):
+    inputs = made_inputs(sizes, gate_over=gate_over, pool=pool, device=DEVICE)
+    for all_states in (True, False):
+        check(inputs, Plan(gate_over, all_states, keep=True), need_x=pool is None)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("gate_over", ["feature", None])
+def test_rounded_operands_come_close(precision, gate_over):
+    inputs = made_inputs((2, 17, 3, 37, 20), gate_over=gate_over, pool=9, device=DEVICE)
+    check(inputs, Plan(gate_over, all_states=True, keep=True, precision=precision))
+
+
+def test_bfloat16_keeps_half_the_bytes():
+    inputs = made_inputs((2, 5, 3, 7, 6), gate_over="feature", device=DEVICE)
+    kept = {p: triton.forward(inputs, Plan("feature", keep=True, precision=p))[1] for p in ("fp32", "bf16")}
+    assert [t.shape for t in kept["fp32"]] == [(2, 3, 5, 64), (2, 4, 5, 16), (2, 4, 5, 16)]
+    assert sum(t.nbytes for t in kept["bf16"]) * 2 == sum(t.nbytes for t in kept["fp32"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("all_states", [True, False])
+def test_weights_read_at_each_step_give_the_same(by_step, precision, all_states):
+    inputs = made_inputs((2, 17, 4, 7, 20), gate_over="feature", device=DEVICE)
+    assert not size.Size.of(inputs, Plan(precision=precision)).on_chip
+    check(inputs, Plan("feature", all_states, keep=True, precision=precision), need_x=True)
+
+
+def test_the_paper_keeps_its_weights_on_chip_in_bfloat16_only():
+    inputs = Inputs(*(torch.empty(shape, device="meta") for shape in [(1, 64, 288, 231), (1, 64, 128)]), *[None] * 8)
+    on_chip = {p: size.Size.of(inputs, Plan(precision=p)).on_chip for p in ("fp32", "tf32", "bf16")}
+    assert on_chip == {"fp32": False, "tf32": False, "bf16": True}
+
+
+@pytest.mark.parametrize("all_states", [True, False])
+@pytest.mark.parametrize("chip", [2**20, 0])
+def test_without_keeping_the_states_are_the_same(monkeypatch, all_states, chip):
+    monkeypatch.setattr(size, "_ON_CHIP_BYTES", chip)
+    inputs = made_inputs((2, 5, 3, 7, 6), gate_over="feature", device=DEVICE)
+    kept, without = (triton.forward(inputs, Plan("feature", all_states, keep)) for keep in (True, False))
+    assert without[1] == []
+    for a, b in zip(kept[0], without[0], strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_computing_the_forward_again_gives_the_same_gradients():
+    inputs, plan = made_inputs((2, 5, 3, 7, 6), gate_over="feature", device=DEVICE), Plan("feature", keep=True)
+    grads, kept = made_gradients(inputs, plan), triton.forward(inputs, plan)[1]
+    first, again, fresh = (triton.backward(inputs, plan, grads, k, True) for k in (kept, kept, []))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, again, fresh, strict=True))
+
+
+@pytest.mark.parametrize("gate_over", ["feature", "time", None])
+def test_groups_of_variants_give_the_same_bytes_as_all_at_once(monkeypatch, gate_over):
+    inputs, plan = made_inputs((5, 3, 2, 4, 3), gate_over=gate_over, device=DEVICE), Plan(gate_over, keep=True)
+    grads = made_gradients(inputs, plan)
+    whole = results(triton, inputs, plan, grads, need_x=True)
+    monkeypatch.setattr(triton, "_MOST_VARIANTS", 2)
+    for keep in (True, False):
+        parts = results(triton, inputs, Plan(gate_over, keep=keep), grads, need_x=True)
+        assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    groups = triton._groups(size.Size.of(inputs, plan), inputs.x.device, 1)
+    assert [len(range(5)[group]) for group in groups] == [1, 2, 2]
+
+
+def test_nan_in_one_variant_leaves_the_others_bit_identical():
+    inputs, plan = made_inputs((3, 5, 3, 7, 6), gate_over="feature", pool=9, device=DEVICE), Plan("feature", keep=True)
+    grads = made_gradients(inputs, plan)
+    good = results(triton, inputs, plan, grads)
+    for weight in (inputs.w_ih, inputs.gate_weight):
+        weight[1, 0, 0] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about products with NaN
+        bad = results(triton, inputs, plan, grads)
+    for name in good:
+        assert not torch.isfinite(bad[name][1]).all()
+        assert all(torch.equal(good[name][v], bad[name][v]) for v in (0, 2))
+
+
+def test_inputs_may_have_any_strides():
+    inputs = made_inputs((2, 5, 3, 7, 6), gate_over="feature", device=DEVICE)
+    crooked = inputs._replace(
+        x=inputs.x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0),
+        w_hh=inputs.w_hh.mT.contiguous().mT,
+        gate_weight=inputs.gate_weight.mT.contiguous().mT,
+        h0=inputs.h0[:1, :1].expand(2, 5, 6),
+    )
+    assert crooked.x.stride(-1) != 1
+    check(crooked, Plan("feature", all_states=True, keep=True), need_x=True)
+
+
+def test_more_features_than_a_program_holds_go_through_the_batched_path(monkeypatch):
+    monkeypatch.setattr(size, "_WIDEST", 16)
+    inputs, plan = made_inputs((2, 3, 2, 17, 3), gate_over="feature", device=DEVICE), Plan("feature", keep=True)
+    grads = made_gradients(inputs, plan)
+    ours, theirs = (results(kernel, inputs, plan, grads) for kernel in (triton, batched))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_fused_adam_equals_the_plain_one():
+    # The change of theta is a difference of numbers near 1, so a rounding of theta shows as 1e-7 / lr.
+    found = optimizer.fused_distances(torch.device(DEVICE))
+    assert found["theta"] <= 1e-5
+    assert max(found["first"], found["second"]) <= 1e-6
+
+
+def test_the_triton_kernels_refuse_float64():
+    with use_kernel("triton"), pytest.raises(SpecError, match=r"compute float32 tensors, not torch\.float64"):
+        LSTM(2, 3, batch_first=True, dtype=torch.float64)(torch.zeros(1, 2, 2, dtype=torch.float64))
+
+
+@pytest.fixture
+def no_verdicts(monkeypatch):
+    monkeypatch.setattr(checked, "_verdicts", {})
+    monkeypatch.setattr(checked, "_said", set())
+
+
+@pytest.mark.parametrize("gate_over", ["feature", "time", None])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_kernels_that_agree_are_used(no_verdicts, gate_over, precision):
+    inputs, plan = made_inputs((3, 5, 3, 7, 6), gate_over=gate_over, pool=9, device=DEVICE), Plan(gate_over, keep=True)
+    assert checked._kernel(inputs, Plan(gate_over, keep=True, precision=precision)) is triton
+    assert len(checked.forward(inputs, plan)[1][0].shape) == 4
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda inputs, plan: 1 / 0, "they failed: division by zero"),
+        (
+            lambda inputs, plan: batched.forward(inputs._replace(c0=inputs.c0 + 1), plan),
+            "they disagree with it: .* h by",
+        ),
+    ],
+)
+def test_kernels_that_fail_or_disagree_are_not_used_and_that_is_said_once(monkeypatch, no_verdicts, forward, reason):
+    monkeypatch.setattr(triton, "forward", forward)
+    monkeypatch.setattr(triton, "backward", batched.backward)
+    inputs, others = (made_inputs((3, 5, 3, features, 6), device=DEVICE) for features in (7, 8))
+    plan = Plan(keep=True)
+    with pytest.warns(RuntimeWarning, match=f"in fp32 the batched path computes.*{reason}"):
+        states, kept = checked.forward(inputs, plan)
+    checked.backward(inputs, plan, made_gradients(inputs, plan), kept, False)
+    checked.forward(others, plan)  # other sizes fail the same way: a second warning would be an error here
+    assert torch.equal(states.h, batched.forward(inputs, plan)[0].h)
+
+
+def test_a_gpu_with_triton_gets_the_checked_kernels_and_without_it_the_batched_one(monkeypatch):
+    gpu = torch.device("cuda")
+    assert choose(gpu, torch.float32) is checked
+    assert choose(gpu, torch.float64) is batched
+    monkeypatch.setattr("vmapens.nn.kernels.has_triton", lambda: False)
+    assert choose(gpu, torch.float32) is batched
