@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vmapens.nn.kernels import Gradients, Inputs, Plan, States
 from vmapens.nn.kernels.compiled import classifier, time_gate, variant
-from vmapens.nn.kernels.compiled.variant import Scratch, Tape, Weights, padded
+from vmapens.nn.kernels.compiled.variant import Pairs, Scratch, Tape, Weights, padded
 from vmapens.nn.threads import over_variants
 
 _GATES = {None: variant.NO_GATE, "feature": variant.FEATURE_GATE, "time": variant.TIME_GATE}
@@ -46,12 +46,13 @@ class _Shape:
     F: int
     H: int
     gate: int
+    bf16: bool = False
 
     @classmethod
     def of(cls, inputs: Inputs, plan: Plan) -> "_Shape":
         B, H = inputs.h0.shape[1:]
         T, F = inputs.x.shape[2:]
-        return cls(B, T, F, H, _GATES[plan.gate_over])
+        return cls(B, T, F, H, _GATES[plan.gate_over], plan.precision == "bf16")
 
     @property
     def padded(self) -> tuple[int, int, int, int]:
@@ -84,6 +85,11 @@ class _Arena:
             zeros(Bp, Fp), zeros(Bp, K), zeros(Bp, Fp), zeros(Bp, 4 * Hp), zeros(Bp, K), zeros(Bp, Hp), zeros(Bp, Hp),
             zeros(4 * Hp, K), zeros(Np, Np),
         )  # fmt: skip
+        sizes = (
+            (2 * Hp, K), (K // 2, 4 * Hp), (Np // 2, Np), (Bp, Fp // 2), (Bp, K // 2), (Bp, 2 * Hp),
+            (Bp // 2, Fp), (Bp // 2, K), (Bp // 2, 4 * Hp), (Bp // 2, Fp),
+        )  # fmt: skip
+        self.pairs = Pairs(*(np.zeros(size if shape.bf16 else (0, 0), np.uint32) for size in sizes))
         over_time = shape.gate == variant.TIME_GATE
         self.columns = zeros(Np, Bp * Fp) if over_time else zeros(0, 0)
         self.d_attention = zeros(Np, Bp, Fp) if over_time else _NOTHING
@@ -174,7 +180,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
         arena, one = _arena(shape, whole=not tapes), _One(*_take(given, v, absent))
         if tapes:
             tape = Tape(*tapes[size * v : size * (v + 1)])  # type: ignore[arg-type]
-            variant.pack(*one.parameters, shape.gate, arena.weights)
+            variant.pack(*one.parameters, shape.gate, arena.weights, arena.pairs)
         else:
             tape = arena.tape
             _run(one, shape, arena, tape)
@@ -223,21 +229,29 @@ def classify(
 
 def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
     """See `Kernel.memory`."""
-    shape = _Shape(*sizes, _GATES[plan.gate_over])
+    shape = _Shape(*sizes, _GATES[plan.gate_over], plan.precision == "bf16")
     arena = _Arena(shape, whole=True)  # its pages are not touched, so it takes nothing
-    arrays = (*arena.tape, *arena.weights, *arena.scratch, arena.columns, arena.d_attention, arena.cells_first)
+    arrays = (
+        *arena.tape,
+        *arena.weights,
+        *arena.scratch,
+        *arena.pairs,
+        arena.columns,
+        arena.d_attention,
+        arena.cells_first,
+    )
     return sum(array.nbytes for array in arrays), sum(t.nbytes for t in arena.tape) * plan.all_states
 
 
 def _run(one: _One, shape: _Shape, arena: _Arena, tape: Tape) -> None:
     """Fill the tape."""
-    variant.pack(*one.parameters, shape.gate, arena.weights)
+    variant.pack(*one.parameters, shape.gate, arena.weights, arena.pairs)
     for states, first in ((tape.hidden, one.h0), (tape.cells, one.c0)):
         states[0] = 0
         states[0, : shape.B, : shape.H] = first
     if shape.gate == variant.TIME_GATE:
         time_gate.attend(one.x, one.rows, arena.weights, tape.attention, arena.columns)
-    variant.forward(one.x, one.rows, shape.gate, arena.weights, tape, arena.scratch)
+    variant.forward(one.x, one.rows, shape.gate, arena.weights, arena.pairs, tape, arena.scratch)
 
 
 def _run_backward(
@@ -246,7 +260,7 @@ def _run_backward(
     """Set variant v of the gradients `out`, from those of the last states in the arena's scratch."""
     s, weights = arena.scratch, arena.weights
     d_x = _NOTHING if out[0] is None else out[0][v]
-    variant.backward(one.x, one.rows, shape.gate, weights, tape, s, d_states, arena.d_attention, d_x)
+    variant.backward(one.x, one.rows, shape.gate, weights, arena.pairs, tape, s, d_states, arena.d_attention, d_x)
     if shape.gate == variant.TIME_GATE:
         time_gate.attend_backward(
             one.x, one.rows, weights, tape.attention, arena.d_attention, arena.columns, arena.cells_first, s, d_x

@@ -25,8 +25,27 @@ ROWS, COLUMNS = (8, 3) if LANES == 16 else (4, 3)  # of a tile, rows x registers
 PADDING = 16
 """Row lengths are padded to a multiple of this many elements, numbers of rows to a multiple of 8."""
 
+HAS_BF16 = LANES == 16 and bool(_FEATURES.get("avx512bf16"))
+"""Whether this processor multiplies bfloat16 numbers, in pairs, into float32 sums."""
+
 _FLOAT, _INT, _ADDRESS = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _INTEGERS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_HALVES, _PAIRS = (ir.VectorType(_BFloat(), count * LANES) for count in (1, 2))
 
 
 class Lanes:
@@ -161,13 +180,14 @@ def reduction(inputs: int, start: float, combine: str, across: str) -> Callable[
 def tile(rows: int, columns: int) -> Any:
     """Make a function for jitted code: a tile of a matrix product, `rows` x `columns` registers, kept in registers.
 
-    The result is called with (c, ldc, a, a_row, a_column, b, ldb, k, accumulate): addresses, and distances in elements
-    between rows (and columns of a). C [rows, columns * LANES] is set to, or with `accumulate` increased by, A [rows, k]
-    times B [k, columns * LANES].
+    The result is called with (c, ldc, a, a_row, a_column, b, ldb, k, accumulate, pairs): addresses, and distances in
+    elements between rows (and columns of a). C [rows, columns * LANES] is set to, or with `accumulate` increased by,
+    A [rows, k] times B [k, columns * LANES]. With `pairs` an element of A and B is two bfloat16 numbers, consecutive
+    terms of a sum, and k counts pairs; only where HAS_BF16.
     """
 
     def generate(builder: ir.IRBuilder, arguments: Sequence[ir.Value]) -> None:
-        c, ldc, a, a_row, a_column, b, ldb, k, accumulate = arguments
+        c, ldc, a, a_row, a_column, b, ldb, k, accumulate, pairs = arguments
         places = [
             [builder.add(builder.mul(ldc, _ADDRESS(i)), _ADDRESS(j * LANES)) for j in range(columns)]
             for i in range(rows)
@@ -178,20 +198,65 @@ def tile(rows: int, columns: int) -> Any:
             for i in range(rows):
                 for j in range(columns):
                     builder.store(_load(builder, c, places[i][j]).value, sums[i][j])
-        with cgutils.for_range(builder, k, intp=_ADDRESS) as loop:
-            b_start = builder.mul(loop.index, ldb)
-            of_b = [_load(builder, b, builder.add(b_start, _ADDRESS(j * LANES))) for j in range(columns)]
-            a_start = builder.mul(loop.index, a_column)
-            for i in range(rows):
-                place = builder.add(a_start, builder.mul(a_row, _ADDRESS(i)))
-                factor = _spread(builder, builder.load(_pointer(builder, a, place, _FLOAT)))
-                for j in range(columns):
-                    builder.store(factor.fma(of_b[j], Lanes(builder, builder.load(sums[i][j]))).value, sums[i][j])
+
+        def add(term: Callable[[Lanes, Lanes, Lanes], Lanes]) -> None:
+            with cgutils.for_range(builder, k, intp=_ADDRESS) as loop:
+                b_start = builder.mul(loop.index, ldb)
+                of_b = [_load(builder, b, builder.add(b_start, _ADDRESS(j * LANES))) for j in range(columns)]
+                a_start = builder.mul(loop.index, a_column)
+                for i in range(rows):
+                    place = builder.add(a_start, builder.mul(a_row, _ADDRESS(i)))
+                    of_a = _spread(builder, builder.load(_pointer(builder, a, place, _FLOAT)))
+                    for j in range(columns):
+                        before = Lanes(builder, builder.load(sums[i][j]))
+                        builder.store(term(of_a, of_b[j], before).value, sums[i][j])
+
+        if HAS_BF16:
+            with builder.if_else(pairs) as (of_pairs, of_numbers):
+                with of_pairs:
+                    add(_dot_pairs)
+                with of_numbers:
+                    add(Lanes.fma)
+        else:
+            add(Lanes.fma)
         for i in range(rows):
             for j in range(columns):
                 _store(builder, c, places[i][j], Lanes(builder, builder.load(sums[i][j])))
 
-    return _function([types.int64] * 8 + [types.boolean], generate)
+    return _function([types.int64] * 8 + [types.boolean] * 2, generate)
+
+
+def _dot_pairs(a: Lanes, b: Lanes, term: Lanes) -> Lanes:
+    """Per lane, the sum of `term` and of the products of two pairs of bfloat16 numbers."""
+    name = "llvm.x86.avx512bf16.dpbf16ps.512"
+    function = _declared(a.builder, name, [_VECTOR, _PAIRS, _PAIRS], _VECTOR)
+    pairs = [a.builder.bitcast(lanes.value, _PAIRS) for lanes in (a, b)]
+    return Lanes(a.builder, a.builder.call(function, [term.value, *pairs]))
+
+
+def _narrow(lanes: Lanes) -> ir.Value:
+    """Rounded to the nearest bfloat16."""
+    return lanes.builder.fptrunc(lanes.value, _HALVES)
+
+
+def _generate_narrowed(builder: ir.IRBuilder, arguments: Sequence[ir.Value]) -> None:
+    row, out, n = arguments
+    with _steps(builder, n) as offset:
+        place = builder.add(out, builder.mul(offset, _ADDRESS(2)))
+        target = builder.inttoptr(place, _HALVES.as_pointer())
+        builder.store(_narrow(_load(builder, row, offset)), target).align = 2
+
+
+def _generate_paired(builder: ir.IRBuilder, arguments: Sequence[ir.Value]) -> None:
+    first, second, out, n = arguments
+    shorts = ir.VectorType(ir.IntType(16), LANES)
+    with _steps(builder, n) as offset:
+        low, high = (
+            builder.zext(builder.bitcast(_narrow(_load(builder, row, offset)), shorts), _INTEGERS)
+            for row in (first, second)
+        )
+        pair = builder.or_(low, builder.shl(high, ir.Constant(_INTEGERS, [16] * LANES)))
+        _store(builder, out, offset, Lanes(builder, builder.bitcast(pair, _VECTOR)))
 
 
 def _function(
@@ -254,3 +319,10 @@ def _spread(builder: ir.IRBuilder, number: ir.Value) -> Lanes:
     one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, _INT(0))
     zeros = ir.Constant(_INTEGERS, [0] * LANES)
     return Lanes(builder, builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), zeros))
+
+
+narrowed = _function([types.int64] * 3, _generate_narrowed)
+"""For jitted code: (row, out, n) rounds n float32 numbers to n bfloat16 numbers."""
+
+paired = _function([types.int64] * 4, _generate_paired)
+"""For jitted code: (first, second, out, n) rounds two rows, and puts what stands at the same place side by side."""

@@ -27,7 +27,7 @@ from vmapens.nn.kernels.compiled.lanes import (
     sigmoid,
     tanh,
 )
-from vmapens.nn.kernels.compiled.matrix import multiply
+from vmapens.nn.kernels.compiled.matrix import multiply, multiply_pairs, narrow, pair_rows
 
 NO_GATE, FEATURE_GATE, TIME_GATE = 0, 1, 2
 _NEVER = np.float32(-1e30)  # score of a padded feature: its attention is exactly 0
@@ -63,6 +63,21 @@ class Scratch(NamedTuple):
     d_cells: np.ndarray  # [Bp, Hp]
     d_w: np.ndarray  # [4Hp, K]
     d_gate: np.ndarray  # [n padded, n + 1 padded]
+
+
+class Pairs(NamedTuple):
+    """The products' operands as pairs of bfloat16 (uint32), along the index that is summed over; of no size in fp32."""
+
+    w: np.ndarray  # [2Hp, K]
+    w_t: np.ndarray  # [K / 2, 4Hp]
+    gate_t: np.ndarray  # [Fp / 2, Fp]
+    x: np.ndarray  # [Bp, Fp / 2]
+    z: np.ndarray  # [Bp, K / 2]
+    d_gates: np.ndarray  # [Bp, 2Hp]
+    x_rows: np.ndarray  # [Bp / 2, Fp]
+    z_rows: np.ndarray  # [Bp / 2, K]
+    d_gates_rows: np.ndarray  # [Bp / 2, 4Hp]
+    d_scores_rows: np.ndarray  # [Bp / 2, Fp]
 
 
 def padded(size: int, multiple: int = PADDING) -> int:
@@ -135,7 +150,7 @@ def _cell_gradient(
 
 
 @jit
-def pack(w_ih, w_hh, b_ih, b_hh, gate_weight, gate_bias, gate, weights):
+def pack(w_ih, w_hh, b_ih, b_hh, gate_weight, gate_bias, gate, weights, pairs):
     """Lay one variant's parameters side by side; the padding of `weights` is zero and stays so."""
     F, H = w_ih.shape[1], w_hh.shape[1]
     width = weights.w.shape[0] // 4
@@ -161,6 +176,11 @@ def pack(w_ih, w_hh, b_ih, b_hh, gate_weight, gate_bias, gate, weights):
                 weights.gate_t[k, j] = weights.gate[j, k]
         for j in range(n, weights.gate_t.shape[1]):
             weights.gate_t[n, j] = _NEVER
+    if pairs.w.size > 0:
+        pair_rows(weights.w, pairs.w)
+        pair_rows(weights.w_t, pairs.w_t)
+        if gate == FEATURE_GATE:
+            pair_rows(weights.gate_t, pairs.gate_t)
 
 
 @jit
@@ -187,9 +207,13 @@ def _fill_z(x, attention, hidden, gate, F, z):
 
 
 @jit
-def _feature_attention(x, weights, F, scores, attention):
+def _feature_attention(x, weights, pairs, F, scores, attention):
     n = scores.shape[1]
-    multiply(scores, x, weights.gate_t, F + 1, False)
+    if pairs.w.size > 0:
+        narrow(x, pairs.x)
+        multiply_pairs(scores, pairs.x, pairs.gate_t, (F + 2) // 2, False)
+    else:
+        multiply(scores, x, weights.gate_t, F + 1, False)
     for b in range(x.shape[0]):
         row, out = address(scores[b]), address(attention[b])
         _exp_above((row, out, _largest((row, n)), n))
@@ -203,7 +227,7 @@ def _at(steps, t):
 
 
 @jit
-def forward(pool, rows, gate, weights, tape, s):
+def forward(pool, rows, gate, weights, pairs, tape, s):
     """Fill the tape. States before the first step stand in `tape.cells[0]` and `tape.hidden[0]`.
 
     Args:
@@ -211,6 +235,7 @@ def forward(pool, rows, gate, weights, tape, s):
         rows: Which of them are the batch [B].
         gate: NO_GATE, FEATURE_GATE, or TIME_GATE; the attention of the last stands in the tape already.
         weights: From `pack`.
+        pairs: From `pack`; of no size unless the products' operands are bfloat16.
         tape: Filled.
         s: Working memory.
     """
@@ -222,9 +247,13 @@ def forward(pool, rows, gate, weights, tape, s):
         cells, cells_next = _at(tape.cells, t), _at(tape.cells, t + 1)
         hidden, hidden_next = _at(tape.hidden, t), _at(tape.hidden, t + 1)
         if gate == FEATURE_GATE:
-            _feature_attention(s.x, weights, F, s.scores, attention)
+            _feature_attention(s.x, weights, pairs, F, s.scores, attention)
         _fill_z(s.x, attention, hidden, gate, F, s.z)
-        multiply(gates, s.z, weights.w_t, F + 1 + width, False)
+        if pairs.w.size > 0:
+            narrow(s.z, pairs.z)
+            multiply_pairs(gates, pairs.z, pairs.w_t, (F + 2 + width) // 2, False)
+        else:
+            multiply(gates, s.z, weights.w_t, F + 1 + width, False)
         for b in range(gates.shape[0]):
             i = address(gates[b])
             f, g, o = i + 4 * width, i + 8 * width, i + 12 * width
@@ -232,7 +261,7 @@ def forward(pool, rows, gate, weights, tape, s):
 
 
 @jit
-def backward(pool, rows, gate, weights, tape, s, d_states, d_attention, d_x):
+def backward(pool, rows, gate, weights, pairs, tape, s, d_states, d_attention, d_x):
     """Fill `s.d_w` and `s.d_gate`; `s.d_hidden` and `s.d_cells` go from the last states' gradients to the first's.
 
     Args:
@@ -240,6 +269,7 @@ def backward(pool, rows, gate, weights, tape, s, d_states, d_attention, d_x):
         rows: As in `forward`.
         gate: As in `forward`.
         weights: As in `forward`.
+        pairs: As in `forward`.
         tape: From `forward`.
         s: Working memory.
         d_states: Gradients of all states [B, T, H]; of no size if there are none.
@@ -265,8 +295,15 @@ def backward(pool, rows, gate, weights, tape, s, d_states, d_attention, d_x):
             _cell_gradient((i, f, g, o, before, after, d_h, d_c, d_i, d_f, d_g, d_o, d_c, width))
         _gather(pool, rows, t, s.x)
         _fill_z(s.x, attention, tape.hidden[t], gate, F, s.z)
-        multiply(s.d_w, s.d_gates.T, s.z, Bp, not first)
-        multiply(s.d_z, s.d_gates, weights.w, 4 * width, False)
+        if pairs.w.size > 0:
+            narrow(s.d_gates, pairs.d_gates)
+            pair_rows(s.d_gates, pairs.d_gates_rows)
+            pair_rows(s.z, pairs.z_rows)
+            multiply_pairs(s.d_w, pairs.d_gates_rows.T, pairs.z_rows, Bp // 2, not first)
+            multiply_pairs(s.d_z, pairs.d_gates, pairs.w, 2 * width, False)
+        else:
+            multiply(s.d_w, s.d_gates.T, s.z, Bp, not first)
+            multiply(s.d_z, s.d_gates, weights.w, 4 * width, False)
         for b in range(Bp):
             _copied((address(s.d_z[b]) + 4 * (F + 1), address(s.d_hidden[b]), width))
         if gate == FEATURE_GATE:
@@ -274,7 +311,12 @@ def backward(pool, rows, gate, weights, tape, s, d_states, d_attention, d_x):
                 a, d_z, x = address(attention[b]), address(s.d_z[b]), address(s.x[b])
                 mean = _sum_of_products((a, d_z, x, Fp))
                 _softmax_gradient((a, d_z, x, address(s.scores[b]), mean, Fp))
-            multiply(s.d_gate, s.scores.T, s.x, Bp, not first)
+            if pairs.w.size > 0:
+                pair_rows(s.scores, pairs.d_scores_rows)
+                pair_rows(s.x, pairs.x_rows)
+                multiply_pairs(s.d_gate, pairs.d_scores_rows.T, pairs.x_rows, Bp // 2, not first)
+            else:
+                multiply(s.d_gate, s.scores.T, s.x, Bp, not first)
         elif gate == TIME_GATE:
             for b in range(Bp):
                 _times((address(s.d_z[b]), address(s.x[b]), address(d_attention[t, b]), Fp))
