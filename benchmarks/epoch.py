@@ -168,8 +168,7 @@ def sequential_threads(letters: Sequence[str], experiment: Experiment) -> dict[s
     sequential = [letter for letter in letters if letter in SCRIPTS]
     if not sequential:
         return {}
-    best = next(iter(best_threads(Problem(SIZES[experiment.size], 1, experiment.device))))
-    return dict.fromkeys(sequential, best)
+    return dict.fromkeys(sequential, best_threads(Problem(SIZES[experiment.size], 1, experiment.device)))
 
 
 def detail(letter: str, experiment: Experiment, threads: int | None, work: Callable[..., None]) -> Line:

@@ -6,18 +6,19 @@ are timed in the same rounds, and `cost_over_v16` is our time over our time with
 """
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchmarks import gate
 from benchmarks.arms import NAMES, Arm, as_task, build, present
-from benchmarks.arms.sequential import best_threads
-from benchmarks.harness import Line, circumstances, compared, interleave, numerics, option_parser, ratio, report
+from benchmarks.arms.sequential import thread_counts
+from benchmarks.harness import Line, circumstances, compared, interleave, numerics, option_parser, ratio, report, spread
 from benchmarks.problem import SIZES, Problem, Size
 from benchmarks.process import peak_mib, remote
 
 ARMS = "abde"
-_Key = tuple[str, int]  # an arm's letter, and how many variants it is given
+_Key = tuple[str, int, int]  # an arm's letter, how many variants it is given, and its threads if it is (b), else 0
 
 
 def variants_timed(letter: str, size: Size, variants: int, device: str) -> int:
@@ -43,6 +44,8 @@ def measure(
 ) -> list[Line]:
     """Hold all arms against the reference, which is (b), or (a) without it; then time them in turn.
 
+    Arm (b) takes part once for each number of threads; the number with the lowest median is its time.
+
     Args:
         size: Shape of the work.
         variants: Numbers of variants, each a line.
@@ -59,56 +62,63 @@ def measure(
     """
     where = circumstances(device, commit)
     letters, left_out = present(arms, device)
-    timed = {V: {letter: (letter, variants_timed(letter, size, V, device)) for letter in letters} for V in variants}
-    keys = {key for row in timed.values() for key in row.values()}
-    problems = {key: Problem(size, key[1], device) for key in sorted(keys)}
+    given = {V: {letter: variants_timed(letter, size, V, device) for letter in letters} for V in variants}
+    problems = {
+        (letter, count): Problem(size, count, device)
+        for letter, count in sorted({item for row in given.values() for item in row.items()})
+    }
+    # Before this process holds memory of its own: a GPU is shared.
+    peaks = {key: peak_mib(two_steps, key[0], problem) for key, problem in problems.items()}
     with ExitStack() as stack:
         stack.enter_context(numerics())
-        by_threads = best_threads(Problem(size, min(4, *variants), device)) if "b" in letters else {}
-        options = {"b": {"threads": next(iter(by_threads))}} if by_threads else {}
-        # Before this process holds memory of its own: a GPU is shared.
-        peaks = {key: peak_mib(two_steps, key[0], given, options.get(key[0], {})) for key, given in problems.items()}
         built: dict[_Key, Arm] = {}
-        for key, problem in problems.items():
-            if key[0] == "e":  # XLA's threads would share the cores with torch's
-                built[key] = stack.enter_context(remote("e", problem))
+        for (letter, count), problem in problems.items():
+            if letter == "e":  # XLA's threads would share the cores with torch's
+                built["e", count, 0] = stack.enter_context(remote("e", problem))
+            elif letter == "b" and device == "cpu":
+                built |= {("b", count, n): build("b", problem, threads=n) for n in thread_counts()}
             else:
-                built[key] = build(key[0], problem, **options.get(key[0], {}))
+                built[letter, count, 0] = build(letter, problem)
         steps = {key: gate.first_step(arm) for key, arm in built.items()}
         reference = max(key for key in built if key[0] == ("b" if "b" in letters else "a"))
-        passed = {
-            key: gate.check(key[0], step, steps[reference]) if key[0] != reference[0] else "reference"
-            for key, step in steps.items()
-        }
+        passed = {key: gate.check(key[0], step, steps[reference]) for key, step in steps.items()}
         tasks = {key: as_task(arm, key[1]) for key, arm in built.items()}
         seconds = interleave(tasks, repeats)
 
+    def fastest(letter: str, count: int) -> _Key:
+        return min(
+            (key for key in built if key[:2] == (letter, count)), key=lambda key: statistics.median(seconds[key])
+        )
+
+    def detail(key: _Key) -> Line:
+        letter, count, threads = key
+        found: Line = {"what": NAMES[letter], "variants_timed": count, "steps_timed": tasks[key].units // count}
+        if threads:
+            found["threads"] = threads
+            others = [other for other in built if other[:2] == key[:2]]
+            found["ms_by_threads"] = {other[2]: spread([1000 * s for s in seconds[other]]) for other in others}
+        return found | {"peak_mib": peaks[letter, count]}
+
     lines: list[Line] = []
-    for V, row in timed.items():
+    for V, row in given.items():
+        keys = {letter: fastest(letter, count) for letter, count in row.items()}
         line: Line = {"benchmark": "train_step", "size": size.name, "variants": V, "unit": "step of one variant"}
         line |= {"batch": size.batch, "steps": size.steps, "features": size.features, "hidden": size.hidden}
-        line |= {"repeats": repeats, "gate": {letter: passed[key] for letter, key in row.items()}}
-        if 16 in timed:
-            line["cost_over_v16"] = ratio(seconds[row["a"]], seconds[timed[16]["a"]])
-        details: dict[str, Line] = {
-            letter: {
-                "what": NAMES[letter],
-                "variants_timed": key[1],
-                "steps_timed": tasks[key].units // key[1],
-                "peak_mib": peaks[key],
-            }
-            for letter, key in row.items()
-        }
-        if by_threads:
-            details["b"] |= {**options["b"], "ms_by_threads": by_threads}
-        line |= compared({letter: seconds[key] for letter, key in row.items()}, details)
+        line |= {"repeats": repeats, "gate": {letter: passed[key] for letter, key in keys.items()}}
+        line["gate"][reference[0]] = "reference"
+        if 16 in given:
+            line["cost_over_v16"] = ratio(seconds["a", V, 0], seconds["a", 16, 0])
+        line |= compared(
+            {letter: seconds[key] for letter, key in keys.items()},
+            {letter: detail(key) for letter, key in keys.items()},
+        )
         lines.append(line | {"left_out": left_out} | where)
     return lines
 
 
-def two_steps(letter: str, problem: Problem, options: dict[str, int]) -> None:
+def two_steps(letter: str, problem: Problem) -> None:
     """What the peak of memory is taken of: the arm built, and two steps."""
-    arm = build(letter, problem, **options)
+    arm = build(letter, problem)
     with arm.settings():
         arm.train(2)
 

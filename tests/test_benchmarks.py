@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -131,7 +132,9 @@ def test_the_gate_stops_a_nan():
         gate.hold({}, "a", "loss", "", np.array([0.0, np.nan]), gate.TOLERANCES)
 
 
-def test_a_step_gives_one_complete_line_for_each_number_of_variants(quick, capsys, tmp_path):
+def test_a_step_gives_one_complete_line_for_each_number_of_variants(quick, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sequential, "cores", lambda: 2)
+    monkeypatch.setattr(sequential, "torch_threads", lambda count: nullcontext())  # real ones fight for busy cores
     out = tmp_path / "train_step.jsonl"
     options = ["--arms", "abd", "--variants", "2,16,17", "--repeats", "2", "--out", str(out), "--commit", "abc"]
     assert command.main(["run", "train_step", *options]) == 0
@@ -147,7 +150,10 @@ def test_a_step_gives_one_complete_line_for_each_number_of_variants(quick, capsy
         assert line["gate"]["a"].keys() == {"loss", "gradient", "parameter"}
         assert line["arms"]["a"]["variants_timed"] == line["variants"]
         assert line["arms"]["b"]["variants_timed"] == min(line["variants"], 16)
-        assert str(line["arms"]["b"]["threads"]) in line["arms"]["b"]["ms_by_threads"]
+        by_threads = line["arms"]["b"]["ms_by_threads"]
+        assert by_threads.keys() == {"1", "2"}
+        assert line["arms"]["b"]["ms"] == by_threads[str(line["arms"]["b"]["threads"])]
+        assert line["arms"]["b"]["ms"]["median"] == min(ms["median"] for ms in by_threads.values())
         assert {arm["peak_mib"] for arm in line["arms"].values()} == {1.0}
         assert line["arms"]["a"]["ms"].keys() == {"median", "min", "max"}
     assert lines[1]["cost_over_v16"] == {"median": 1.0, "min": 1.0, "max": 1.0}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.arms import Named, as_task
-from benchmarks.harness import cores, interleave, spread, torch_threads
+from benchmarks.harness import cores, interleave, torch_threads
 from benchmarks.plain import PlainAttentionLSTM
 from benchmarks.problem import LR, WEIGHT_DECAY, Problem
 
@@ -81,17 +81,17 @@ class Sequential:
         return {name: np.stack([state[name].cpu().numpy() for state in states]) for name in states[0]}
 
 
-def best_threads(problem: Problem) -> dict[int, float]:
-    """Time this arm with different numbers of threads, in turn.
-
-    All numbers up to 8 cores are tried; beyond that the powers of two, and the number of cores. The fastest of five
-    rounds counts: other work on the machine slows two threads that wait for each other far more than one.
-
-    Returns:
-        Milliseconds of a variant's step by number of threads, the best number first.
-    """
+def thread_counts() -> list[int]:
+    """Numbers of threads to try: all up to 8 cores; beyond that the powers of two, and the number of cores."""
     most = cores()
-    counts = range(1, most + 1) if most <= 8 else sorted({2**n for n in range(most.bit_length())} | {most})
-    tasks = {n: as_task(Sequential(problem, n), problem.variants) for n in counts}
-    ms = {n: spread([1000 * s for s in seconds])["min"] for n, seconds in interleave(tasks, 5).items()}
-    return {n: ms[n] for n in sorted(ms, key=ms.__getitem__)}
+    return list(range(1, most + 1)) if most <= 8 else sorted({2**n for n in range(most.bit_length())} | {most})
+
+
+def best_threads(problem: Problem) -> int:
+    """The number of threads with which this arm is fastest, timed in turn.
+
+    The fastest of five rounds counts: other work on the machine slows threads that wait for each other most.
+    """
+    tasks = {count: as_task(Sequential(problem, count), problem.variants) for count in thread_counts()}
+    seconds = interleave(tasks, 5)
+    return min(seconds, key=lambda count: min(seconds[count]))
