@@ -18,7 +18,9 @@ from benchmarks.problem import SIZES, Problem, Size
 from benchmarks.process import peak_mib, remote
 
 ARMS = "abde"
-_Key = tuple[str, int, int]  # an arm's letter, how many variants it is given, and its threads if it is (b), else 0
+_Key = tuple[
+    str, int, int
+]  # an arm's letter, how many variants it is given, and its threads if they are tried out, else 0
 
 
 def variants_timed(letter: str, size: Size, variants: int, device: str) -> int:
@@ -44,7 +46,7 @@ def measure(
 ) -> list[Line]:
     """Hold all arms against the reference, which is (b), or (a) without it; then time them in turn.
 
-    Arm (b) takes part once for each number of threads; the number with the lowest median is its time.
+    Arms (b) and (d) take part once for each number of threads; the number with the lowest median is their time.
 
     Args:
         size: Shape of the work.
@@ -75,8 +77,8 @@ def measure(
         for (letter, count), problem in problems.items():
             if letter == "e":  # XLA's threads would share the cores with torch's
                 built["e", count, 0] = stack.enter_context(remote("e", problem))
-            elif letter == "b" and device == "cpu":
-                built |= {("b", count, n): build("b", problem, threads=n) for n in thread_counts()}
+            elif letter in "bd" and device == "cpu":
+                built |= {(letter, count, n): build(letter, problem, threads=n) for n in thread_counts()}
             else:
                 built[letter, count, 0] = build(letter, problem)
         steps = {key: gate.first_step(arm) for key, arm in built.items()}

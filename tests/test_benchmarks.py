@@ -134,7 +134,8 @@ def test_the_gate_stops_a_nan():
 
 def test_a_step_gives_one_complete_line_for_each_number_of_variants(quick, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sequential, "cores", lambda: 2)
-    monkeypatch.setattr(sequential, "torch_threads", lambda count: nullcontext())  # real ones fight for busy cores
+    for module in (sequential, time_loop):  # real threads fight for busy cores
+        monkeypatch.setattr(module, "torch_threads", lambda count: nullcontext())
     out = tmp_path / "train_step.jsonl"
     options = ["--arms", "abd", "--variants", "2,16,17", "--repeats", "2", "--out", str(out), "--commit", "abc"]
     assert command.main(["run", "train_step", *options]) == 0
@@ -150,10 +151,10 @@ def test_a_step_gives_one_complete_line_for_each_number_of_variants(quick, monke
         assert line["gate"]["a"].keys() == {"loss", "gradient", "parameter"}
         assert line["arms"]["a"]["variants_timed"] == line["variants"]
         assert line["arms"]["b"]["variants_timed"] == min(line["variants"], 16)
-        by_threads = line["arms"]["b"]["ms_by_threads"]
-        assert by_threads.keys() == {"1", "2"}
-        assert line["arms"]["b"]["ms"] == by_threads[str(line["arms"]["b"]["threads"])]
-        assert line["arms"]["b"]["ms"]["median"] == min(ms["median"] for ms in by_threads.values())
+        for arm in (line["arms"]["b"], line["arms"]["d"]):
+            assert arm["ms_by_threads"].keys() == {"1", "2"}
+            assert arm["ms"] == arm["ms_by_threads"][str(arm["threads"])]
+            assert arm["ms"]["median"] == min(ms["median"] for ms in arm["ms_by_threads"].values())
         assert {arm["peak_mib"] for arm in line["arms"].values()} == {1.0}
         assert line["arms"]["a"]["ms"].keys() == {"median", "min", "max"}
     assert lines[1]["cost_over_v16"] == {"median": 1.0, "min": 1.0, "max": 1.0}

@@ -35,11 +35,16 @@ class LoopAttentionLSTM(PlainAttentionLSTM):
 
 
 class TimeLoop:
-    """All variants in one call."""
+    """All variants in one call.
 
-    def __init__(self, problem: Problem) -> None:
+    Args:
+        problem: What to train.
+        threads: Of torch; as many as it has now if absent.
+    """
+
+    def __init__(self, problem: Problem, threads: int | None = None) -> None:
         self._problem = problem
-        self._threads = torch.get_num_threads()
+        self._threads = threads or torch.get_num_threads()
         self._x, self._y = problem.data()
         self._index = problem.batches()
         models = []
@@ -57,7 +62,7 @@ class TimeLoop:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """As many threads as torch has."""
+        """Its number of threads."""
         with torch_threads(self._threads):
             yield
 
