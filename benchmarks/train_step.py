@@ -18,16 +18,14 @@ from benchmarks.problem import SIZES, Problem, Size
 from benchmarks.process import peak_mib, remote
 
 ARMS = "abde"
-_Key = tuple[
-    str, int, int
-]  # an arm's letter, how many variants it is given, and its threads if they are tried out, else 0
+_Key = tuple[str, int, int]  # an arm's letter, how many variants it is given, and its threads (0: its own choice)
 
 
 def variants_timed(letter: str, size: Size, variants: int, device: str) -> int:
     """How many variants an arm is given where V are wanted.
 
-    Sequential: 16, since one costs what another does. Stacked by (d) or (e): 256, since a variant keeps up to 155 MB
-    for its backward; 16 of the paper's size on a CPU.
+    Sequential: 16, since one costs what another does. Stacked by (d) or (e): 256, since a variant keeps much for its
+    backward (in (d) some 250 MiB at paper size, measured); 16 of the paper's size on a CPU.
     """
     if letter == "a":
         return variants
