@@ -5,9 +5,10 @@ import torch
 from torch.func import functional_call, grad, vmap
 from twin import PlainAttentionLSTM
 
+from vmapens.ensemble.step import _Call
 from vmapens.errors import SpecError
 from vmapens.nn import AttentionLSTM
-from vmapens.nn.kernels import use_kernel
+from vmapens.nn.kernels import use_kernel, use_precision
 
 FORMS = ["feature", "time", "pool", "uniform"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -114,3 +115,28 @@ def test_names_and_initialisation_are_those_of_the_papers_checkpoints(form):
     ours = AttentionLSTM(5, 7, 2, hidden=4, attend_over=form)
     assert list(ours.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["feature", "uniform"])
+def test_bfloat16_operands_change_gradients_by_their_rounding_only(form):
+    """2^-9 is the rounding of an operand; a sum of many such terms is off by about as much."""
+    lanes = pytest.importorskip("vmapens.nn.kernels.compiled.lanes")
+    if not lanes.HAS_BF16:
+        pytest.skip("this processor has no products of bfloat16")
+    torch.manual_seed(0)
+    B, T, F, H = 19, 12, 38, 21
+    model = AttentionLSTM(F, T, hidden=H, attend_over=form)
+    x, y, rows = torch.randn(30, T, F), torch.randint(0, 2, (2, B)).float(), torch.randint(0, 30, (2, B))
+    parameters = {name: torch.stack([p.detach(), p.detach() * 1.5]) for name, p in model.named_parameters()}
+    loss = _Call(model, "loss")
+
+    def one(parameters, rows, y):
+        return functional_call(loss, {f"model.{name}": p for name, p in parameters.items()}, (x, rows, y, "binary"))
+
+    found = {}
+    for precision in ("fp32", "bf16"):
+        with use_precision(precision):
+            found[precision] = vmap(grad(one))(parameters, rows, y)
+    for name, exact in found["fp32"].items():
+        distance = (found["bf16"][name] - exact).norm() / exact.norm()
+        assert 1e-6 < distance < 1e-2, name

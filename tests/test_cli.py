@@ -195,7 +195,7 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
         (["--seeds", "0:3"], ["give one of them"]),
         (["--attend-over", "space"], ["--attend-over", "feature", "uniform"]),
         (["--device", "tpu"], ["--device", "cuda"]),
-        (["--precision", "bf16"], ["bf16", "fp32"]),
+        (["--precision", "tf32", "--device", "cpu"], ["tf32", "fp32"]),
         (["--preset", "nobody2020"], ["unknown preset `nobody2020`", "yadav2025-mortality"]),
         (["--select-by", "magic"], ["unknown metric `magic`", "auroc"]),
         (["--select-by", "macro_auroc"], ["does not apply to a binary task"]),

@@ -103,7 +103,8 @@ class TrainSpec:
         select_on: Split on which the epoch is chosen. `test` leaks and exists to replicate the paper.
         snapshots: Epochs whose weights are kept as well (0 is the initialisation).
         device: `auto` takes a GPU if there is one.
-        precision: Of the kernels' operands; sums are float32. `auto` is fp32. tf32 and bf16 need a GPU that has them.
+        precision: Of the kernels' operands in training; sums, and the final predictions, are float32. `auto` is fp32;
+            tf32 needs a GPU, bf16 a GPU or a CPU that has it.
     """
 
     epochs: int = 15

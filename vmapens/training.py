@@ -256,11 +256,13 @@ def execute(
     write_parquet(paths.features, cohort.features)
     unfinished = [block for block in ready.blocks if not (paths.block(*block) / "done.json").exists()]
     listener.start(sum(stop - start for start, stop in unfinished) * ready.spec.train.epochs)
-    with spread_over(), use_precision(ready.spec.train.precision):
-        data = Data.of(cohort, ready.spec.train, ready.device)
-        width = Width(ready.needs.width, on_halved=lambda value: listener.say(_HALVED.format(value=value)))
-        for start, stop in unfinished:
-            _train_block(ready, data, paths, start, stop, width, drop_state, listener)
+    with spread_over():
+        with use_precision(ready.spec.train.precision):
+            data = Data.of(cohort, ready.spec.train, ready.device)
+            width = Width(ready.needs.width, on_halved=lambda value: listener.say(_HALVED.format(value=value)))
+            for start, stop in unfinished:
+                _train_block(ready, data, paths, start, stop, width, drop_state, listener)
+            del data
         _write_variants(ready, paths)
         run = Run(paths, manifest)
         attention_room.write_predictions(run, ready.model, cohort, ready.device)

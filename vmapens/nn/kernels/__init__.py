@@ -215,10 +215,18 @@ def compute_device(spec: TrainSpec) -> torch.device:
     if spec.device == "cuda" and not cuda:
         raise SpecError("device is cuda, but torch sees no GPU; use --device cpu, or install a CUDA build of torch.")
     device = torch.device("cuda" if spec.device != "cpu" and cuda else "cpu")
-    offered = {"auto", "fp32"}
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        offered |= {"tf32", "bf16"} if has_triton() else {"tf32"}
-    if spec.precision not in offered:
-        reason = "; bf16 needs triton: pip install 'vmapens[gpu]'" if "tf32" in offered else ""
-        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use fp32{reason}.")
+    if spec.precision not in ("auto", "fp32", *_offered(device)):
+        hint = ", ".join(("fp32", *_offered(device)))
+        raise SpecError(f"precision is {spec.precision}, but no kernel here offers it on {device}; use {hint}.")
     return device
+
+
+def _offered(device: torch.device) -> tuple[str, ...]:
+    """Precisions beside fp32."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return ("tf32", "bf16") if has_triton() else ("tf32",)
+    if device.type == "cpu" and _has_numba():
+        from vmapens.nn.kernels.compiled.lanes import HAS_BF16
+
+        return ("bf16",) if HAS_BF16 else ()
+    return ()
