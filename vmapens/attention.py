@@ -20,7 +20,7 @@ from vmapens.ensemble.seeds import Factory, construct
 from vmapens.ensemble.stack import Stack, columns_of
 from vmapens.ensemble.step import attend, predict
 from vmapens.errors import RunError, SpecError, StackError
-from vmapens.nn.kernels import compute_device
+from vmapens.nn.kernels import compute_device, use_kernel
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run, write_parquet
 
@@ -99,7 +99,7 @@ def attention_sizes(model: torch.nn.Module, x: Tensor) -> tuple[int, ...]:
     Raises:
         StackError: If the model does not name its axes, or names another number of them.
     """
-    with torch.no_grad():
+    with torch.no_grad(), use_kernel("reference"):  # the others start slowly
         sizes = tuple(model(x)[1].shape[1:])
     axes = getattr(model, "attention_axes", None)
     if axes is None or len(axes) != len(sizes):

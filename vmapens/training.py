@@ -30,7 +30,7 @@ from vmapens.ensemble.step import attend, gradients, predict
 from vmapens.errors import RunError, SpecError, StackError, VmapensError, first_line
 from vmapens.nn import kernels
 from vmapens.nn.factory import model_factory
-from vmapens.nn.kernels import compute_device, use_precision
+from vmapens.nn.kernels import compute_device, use_kernel, use_precision
 from vmapens.nn.loss import targets
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
@@ -150,10 +150,9 @@ def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
     try:
         module, state = construct(factory, 0)
         name = type(module).__name__
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), use_kernel("reference"):  # the others start slowly
             torch.default_generator.set_state(state)
-            with torch.no_grad():
-                logits, attention = module(x)
+            logits, attention = module(x)
             drawn = not torch.equal(torch.default_generator.get_state(), state)
     except VmapensError:
         raise

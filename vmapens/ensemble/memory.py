@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vmapens.nn.kernels import Plan, choose
+from vmapens.nn.kernels import Plan, choose, is_compiled
 from vmapens.spec import RunSpec
 
 _BLOCK = 256
@@ -25,6 +25,7 @@ _MARGIN = 0.8  # of the free memory that a width may fill
 _STATES = 4  # theta, its best epoch, two moments: per parameter of a block
 _GRADIENTS = 3  # as they come, scaled by the loss's gradient, and side by side: per parameter of a width
 _LIBRARIES = 110 * 2**20  # what they load late: torch's compiler with the first gradient, writers of files
+_LLVM = 130 * 2**20  # what makes the machine code of the compiled kernel
 _ROW_BYTES = 150  # of predictions.parquet in memory, while it is written and read back
 _PASSES = 3  # of attention: computed, on its way to the file, and a copy while it is laid out
 
@@ -120,7 +121,8 @@ def needs(
     per_variant += _GRADIENTS * row
     threads = torch.get_num_threads() if device.type == "cpu" else 1
 
-    fixed = _LIBRARIES + of_data + of_block + threads * per_thread
+    libraries = _LIBRARIES + (_LLVM if is_compiled(torch.empty(0, device=device)) else 0)
+    fixed = libraries + of_data + of_block + threads * per_thread
     room = _MARGIN * (_free(device) - fixed)
     width = max(1, min(block, int(room / per_variant)))
     here = _held() if device.type == "cpu" else 0
