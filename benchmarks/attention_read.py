@@ -37,10 +37,10 @@ def make_run(folder: Path, attention: np.ndarray, *, block: int) -> RunPaths:
     count, samples, *sizes = attention.shape
     blocks = [(start, min(start + block, count)) for start in range(0, count, block)]
     schema, ids = arrow.attention_schema(sizes, 1, {}), [f"stay-{number}" for number in range(samples)]
-    y, probability = np.zeros(samples, np.int64), np.zeros((block, samples), np.float32)
+    y, probability = np.zeros(samples, np.int64), np.zeros((count, samples), np.float32)
     for start, stop in blocks:
         with arrow.write_attention(paths.attention(start, stop, 0), schema) as writer:
-            writer.write(start, ids, y, probability, attention[start:stop])
+            writer.write(start, ids, y, probability[start:stop], attention[start:stop])
     write_parquet(paths.attention_index, pl.DataFrame({"sample": ids, "part": np.zeros(samples, np.int32)}))
     write_json(paths.manifest, {"format_version": FORMAT_VERSION, "state": "done", "blocks": [list(b) for b in blocks]})
     return paths

@@ -139,6 +139,7 @@ def test_of_the_parts_two_are_alive_at_most(tmp_path, monkeypatch):
 def test_the_disk_is_told_to_begin_as_the_file_grows(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(arrow, "_PUSHED_BYTES", 30_000)
+    monkeypatch.setattr(arrow, "_BUFFER_BYTES", 1000)
     monkeypatch.setattr(os, "posix_fadvise", lambda file, start, length, advice: told.append((start, length)))
     write_parts(tmp_path / "a.arrow", ((first, values_of(1, 3, 40, 50)) for first in range(10)), (40, 50))
     ends = [start + length for start, length in told]

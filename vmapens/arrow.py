@@ -25,6 +25,7 @@ from vmapens.errors import RunError, first_line
 BATCH_ROWS = 512
 """Rows of one variant in a record batch, at most."""
 METADATA_KEY = b"vmapens"
+_BUFFER_BYTES = 2 << 20
 _PUSHED_BYTES = 4 << 20
 
 
@@ -113,16 +114,13 @@ class AttentionWriter:
     def _write(
         self, first: int, samples: Sequence[str], y: np.ndarray, probability: np.ndarray, attention: np.ndarray
     ) -> None:
+        parts = [slice(start, start + BATCH_ROWS) for start in range(0, len(samples), BATCH_ROWS)]
+        same = [(pa.array(samples[part], pa.utf8()), pa.array(y[part].astype(np.int32))) for part in parts]
         for place in range(len(attention)):
-            for start in range(0, len(samples), BATCH_ROWS):
-                part = slice(start, start + BATCH_ROWS)
-                columns = [
-                    pa.array(np.full(len(samples[part]), first + place, np.int32)),
-                    pa.array(samples[part], pa.utf8()),
-                    pa.array(y[part].astype(np.int32)),
-                    nested(probability[place, part]),
-                    nested(attention[place, part]),
-                ]
+            for part, (ids, labels) in zip(parts, same, strict=True):
+                # Arrays of their own: with a slice, Arrow writes some bytes of what follows it.
+                variant = pa.array(np.full(len(ids), first + place, np.int32))
+                columns = [variant, ids, labels, nested(probability[place, part]), nested(attention[place, part])]
                 self._file.write_batch(pa.record_batch(columns, schema=self._schema))
                 self._push()
 
@@ -141,7 +139,8 @@ def write_attention(path: Path, schema: pa.Schema) -> Iterator[AttentionWriter]:
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as file,
+        pa.BufferedOutputStream(sink, _BUFFER_BYTES) as buffered,  # most pieces of a record batch are tiny
+        pa.ipc.new_file(buffered, schema) as file,
         closing(AttentionWriter(sink, file, schema)) as writer,
     ):
         yield writer
