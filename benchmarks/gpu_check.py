@@ -84,20 +84,20 @@ def kernels(setup: Setup) -> Iterator[Line]:
     from vmapens.nn.kernels.triton import size as sizing
 
     size = setup.size
-    paper = (2, size.batch, min(size.steps, 24), size.features, size.hidden)
+    paper = (2, size.batch, min(size.steps, 16), size.features, size.hidden)
     cases: list[tuple[Any, ...]] = [(paper, "feature", p, True) for p in ("bf16", "tf32")]
     cases += [(odd, "feature", p, True) for odd in setup.odd for p in ("bf16", "tf32", "fp32")]
     cases += [(setup.odd[0], over, "fp32", True) for over in (None, "time")]
     cases += [(setup.odd[-1], "feature", p, False) for p in ("bf16", "fp32")]
-    on_chip_bytes = sizing._ON_CHIP_BYTES
+    on_chip_share = sizing._ON_CHIP_SHARE
     for shape, over, precision, on_chip in cases:
         inputs = made_inputs(shape, gate_over=over, pool=2 * shape[1], device=setup.device)
         start = time.perf_counter()
         try:
-            sizing._ON_CHIP_BYTES = on_chip_bytes if on_chip else 0
+            sizing._ON_CHIP_SHARE = on_chip_share if on_chip else 0
             found = distances(triton, inputs, Plan(over, True, True, precision), twin=batched)
         finally:
-            sizing._ON_CHIP_BYTES = on_chip_bytes
+            sizing._ON_CHIP_SHARE = on_chip_share
         worst = max(found, key=lambda name: found[name])
         yield {
             "sizes": shape, "gate_over": over, "precision": precision, "by_step": not on_chip,

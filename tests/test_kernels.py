@@ -3,8 +3,21 @@
 import pytest
 import torch
 
-from vmapens.nn.kernels import Inputs, Plan, batched, choose, reference, use_kernel
+from vmapens.errors import SpecError
+from vmapens.nn import LSTM
+from vmapens.nn.kernels import (
+    Inputs,
+    Plan,
+    batched,
+    choose,
+    compute_device,
+    precision,
+    reference,
+    use_kernel,
+    use_precision,
+)
 from vmapens.nn.kernels.agreement import distances, made_gradients, made_inputs, results
+from vmapens.spec import TrainSpec
 
 # float64: sums in another order. float32: 6e-8 a rounding, a few hundred in a row.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -84,6 +97,67 @@ def test_devices_without_a_kernel_of_their_own_get_the_batched_one():
     assert choose(torch.device("cpu"), torch.float64) is reference
     with use_kernel("batched"):
         assert choose(torch.device("cpu"), torch.float32) is batched
+
+
+def test_the_precision_in_force_goes_into_the_plan_of_forward_and_backward(monkeypatch):
+    seen = []
+
+    class Watched:
+        @staticmethod
+        def forward(inputs, plan):
+            seen.append(("forward", plan.precision))
+            return batched.forward(inputs, plan)
+
+        @staticmethod
+        def backward(inputs, plan, *rest):
+            seen.append(("backward", plan.precision))
+            return batched.backward(inputs, plan, *rest)
+
+    monkeypatch.setattr("vmapens.nn.recurrence.choose", lambda device, dtype: Watched)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    with use_precision("bf16"):
+        loss = LSTM(4, 5, batch_first=True)(x)[0].sum()
+    with use_precision("auto"):
+        loss.backward()
+        LSTM(4, 5, batch_first=True)(x)
+    assert seen == [("forward", "bf16"), ("backward", "bf16"), ("forward", "fp32")]
+    assert precision() == "fp32"
+
+
+@pytest.mark.parametrize(("name", "offered"), [("fp32", True), ("auto", True), ("tf32", False), ("bf16", False)])
+def test_a_cpu_refuses_precisions_that_it_has_no_kernel_for(name, offered):
+    spec = TrainSpec(device="cpu", precision=name)
+    if offered:
+        assert compute_device(spec).type == "cpu"
+    else:
+        with pytest.raises(SpecError, match=rf"precision is {name}, but no kernel here offers it on cpu; use fp32\.$"):
+            compute_device(spec)
+
+
+def test_a_gpu_offers_bfloat16_with_triton_and_tf32_without(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("vmapens.nn.kernels.has_triton", lambda: True)
+    for name in ("auto", "fp32", "tf32", "bf16"):
+        assert compute_device(TrainSpec(precision=name)).type == "cuda"
+    monkeypatch.setattr("vmapens.nn.kernels.has_triton", lambda: False)
+    assert compute_device(TrainSpec(precision="tf32")).type == "cuda"
+    with pytest.raises(SpecError, match=r"use fp32; bf16 needs triton"):
+        compute_device(TrainSpec(precision="bf16"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(SpecError, match="precision is tf32, but no kernel here offers it on cuda"):
+        compute_device(TrainSpec(precision="tf32"))
+
+
+def test_the_batched_kernel_leaves_the_setting_of_tf32_as_it_was(monkeypatch):
+    inputs, matmul = made_inputs((2, 3, 4, 5, 6)), torch.backends.cuda.matmul
+    inside, forward = [], batched._forward
+    monkeypatch.setattr(batched, "_forward", lambda *given: inside.append(matmul.fp32_precision) or forward(*given))
+    before = matmul.fp32_precision
+    for name in ("fp32", "tf32", "bf16"):
+        batched.forward(inputs, Plan(precision=name))
+    assert inside == ["ieee", "tf32", "ieee"]
+    assert matmul.fp32_precision == before
 
 
 def test_the_made_problem_holds_what_it_was_asked_for():

@@ -1,6 +1,11 @@
 """The Triton kernels against the plain truth: interpreted on a CPU, compiled where there is a GPU."""
 
+import json
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +36,7 @@ def _nan_in_fresh_memory():
 @pytest.fixture
 def by_step(monkeypatch):
     """As if no recurrent weights fitted on the chip."""
-    monkeypatch.setattr(size, "_ON_CHIP_BYTES", 0)
+    monkeypatch.setattr(size, "_ON_CHIP_SHARE", 0)
 
 
 def check(inputs, plan, *, need_x=False):
@@ -78,9 +83,9 @@ def test_the_paper_keeps_its_weights_on_chip_in_bfloat16_only():
 
 
 @pytest.mark.parametrize("all_states", [True, False])
-@pytest.mark.parametrize("chip", [2**20, 0])
-def test_without_keeping_the_states_are_the_same(monkeypatch, all_states, chip):
-    monkeypatch.setattr(size, "_ON_CHIP_BYTES", chip)
+@pytest.mark.parametrize("share", [1, 0])
+def test_without_keeping_the_states_are_the_same(monkeypatch, all_states, share):
+    monkeypatch.setattr(size, "_ON_CHIP_SHARE", share)
     inputs = made_inputs((2, 5, 3, 7, 6), gate_over="feature", device=DEVICE)
     kept, without = (triton.forward(inputs, Plan("feature", all_states, keep)) for keep in (True, False))
     assert without[1] == []
@@ -152,6 +157,37 @@ def test_the_fused_adam_equals_the_plain_one():
 def test_the_triton_kernels_refuse_float64():
     with use_kernel("triton"), pytest.raises(SpecError, match=r"compute float32 tensors, not torch\.float64"):
         LSTM(2, 3, batch_first=True, dtype=torch.float64)(torch.zeros(1, 2, 2, dtype=torch.float64))
+
+
+def compiled(precision, sizes, cache):
+    """What `hopper` prints, compiled afresh."""
+    root = Path(__file__).parent.parent
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    command = [sys.executable, "-W", "ignore", "tests/hopper.py", precision, sizes]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+H200_SHARED_BYTES = 227 * 1024
+KERNELS = {"project", "gate_gradient", "product"}
+
+
+def test_the_kernels_compile_for_an_h200_at_the_papers_size_and_fit_its_shared_memory(tmp_path):
+    found = compiled("bf16", "1000,64,288,231,128", tmp_path)
+    assert {line["kernel"] for line in found} == KERNELS | {"forward_on_chip", "backward_on_chip"}
+    assert all(line["shared_bytes"] <= H200_SHARED_BYTES for line in found)
+    assert {line["matrix_unit"] for line in found} == {"wgmma"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("sizes", ["1000,64,288,231,128", "64,64,48,37,32", "3,5,4,7,6", "8,64,48,1000,300"])
+def test_the_kernels_compile_for_an_h200_at_other_sizes_and_precisions(tmp_path, precision, sizes):
+    found = compiled(precision, sizes, tmp_path)
+    assert {line["kernel"] for line in found} >= KERNELS
+    assert all(line["shared_bytes"] <= H200_SHARED_BYTES for line in found)
 
 
 @pytest.fixture

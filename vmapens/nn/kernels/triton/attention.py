@@ -36,7 +36,9 @@ def attend(place, inside, gate_w, gate_b, v, F, x_f, FP: tl.constexpr, K: tl.con
     for start in range(0, FP, K):
         k = start + tl.arange(0, K)
         weight = tl.load(gate_w + v * FP * FP + f[None, :] * FP + k[:, None])
-        part = tl.load(place[:, None] + (k * x_f)[None, :], mask=inside[:, None] & (k < F)[None, :], other=0.0)
+        part = tl.load(
+            place[:, None] + (k.to(tl.int64) * x_f)[None, :], mask=inside[:, None] & (k < F)[None, :], other=0.0
+        )
         scores = dot(part.to(weight.dtype), weight, scores, PRECISION)
     scores += bias[None, :]
     powers = tl.exp(scores - tl.max(scores, axis=1)[:, None])
@@ -66,7 +68,9 @@ def project(
     inside = r < T * B
     f = tl.arange(0, FP)
     place = x + rows_of(rows, v, r, B, x_v, x_n, x_t, inside, HAS_ROWS)
-    values = tl.load(place[:, None] + (f * x_f)[None, :], mask=inside[:, None] & (f < F)[None, :], other=0.0)
+    values = tl.load(
+        place[:, None] + (f.to(tl.int64) * x_f)[None, :], mask=inside[:, None] & (f < F)[None, :], other=0.0
+    )
     if HAS_GATE:
         values *= attend(place, inside, gate_w, gate_b, v, F, x_f, FP, K, PRECISION)
     operand = values.to(w_ih.dtype.element_ty)
@@ -114,7 +118,7 @@ def gate_gradient(
         weight = tl.load(w_ih + v * (4 * HP * FP) + k[:, None] * FP + f[None, :])
         d_gated = dot(part, weight, d_gated, PRECISION)
     attention = attend(place, inside, gate_w, gate_b, v, F, x_f, FP, K, PRECISION)
-    values = tl.load(place[:, None] + (f * x_f)[None, :], mask=real, other=0.0)
+    values = tl.load(place[:, None] + (f.to(tl.int64) * x_f)[None, :], mask=real, other=0.0)
     target = (v * T * B + r)[:, None] * scratch_r + f[None, :]
     tl.store(gated + target, (values * attention).to(gated.dtype.element_ty), mask=real)
     if NEED_X:

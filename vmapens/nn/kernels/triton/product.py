@@ -52,7 +52,9 @@ def product(
         if GATHER:
             place = right + rows_of(rows, v, r, B, right_v, x_n, x_t, inside, HAS_ROWS)
             b = tl.load(
-                place[:, None] + (n * x_f)[None, :], mask=inside[:, None] & (n < right_columns)[None, :], other=0.0
+                place[:, None] + (n.to(tl.int64) * x_f)[None, :],
+                mask=inside[:, None] & (n < right_columns)[None, :],
+                other=0.0,
             )
             b = tl.where((n == right_columns)[None, :], 1.0, b).to(left.dtype.element_ty)
         else:

@@ -5,6 +5,7 @@ kernel owns (weights, gates, states); the caller's own tensors are read and writ
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -13,7 +14,8 @@ from torch import Tensor
 from vmapens.nn.kernels import Inputs, Plan
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # when the kernels were made; on CPU tensors then
-_ON_CHIP_BYTES = 160 * 2**10  # of an SM's 227 KiB of shared memory: w_hh, and the rest for the states on their way
+_ON_CHIP_SHARE = 0.6  # of a program's shared memory is for w_hh, the rest for the states on their way
+_HOPPER_SHARED_BYTES = 227 * 2**10
 _WIDEST = 1024  # features that a program holds at once; beyond that the batched path computes
 _INPUT_PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "widened" if INTERPRETED else "ieee"}  # see `dot`
 
@@ -32,6 +34,7 @@ class Size:
         FP: F padded.
         dtype: Of operands and of what is kept: float32, or bfloat16.
         precision: Of products of float32 operands, as Triton calls it.
+        shared_bytes: Shared memory that a program may take on the device.
     """
 
     V: int
@@ -43,6 +46,7 @@ class Size:
     FP: int
     dtype: torch.dtype
     precision: str
+    shared_bytes: int
 
     @classmethod
     def of(cls, inputs: Inputs, plan: Plan) -> "Size":
@@ -50,7 +54,8 @@ class Size:
         V, B, H = inputs.h0.shape
         T, F = inputs.x.shape[2:]
         dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-        return cls(V, B, T, F, H, padded(H), padded(F), dtype, _INPUT_PRECISION[plan.precision])
+        precision = _INPUT_PRECISION[plan.precision]
+        return cls(V, B, T, F, H, padded(H), padded(F), dtype, precision, _shared_bytes(inputs.x.device))
 
     @property
     def wide(self) -> bool:
@@ -60,7 +65,7 @@ class Size:
     @property
     def on_chip(self) -> bool:
         """Whether w_hh of one variant stays on chip for all steps."""
-        return 4 * self.HP**2 * self.dtype.itemsize <= _ON_CHIP_BYTES
+        return 4 * self.HP**2 * self.dtype.itemsize <= _ON_CHIP_SHARE * self.shared_bytes
 
     @property
     def batch_tile(self) -> int:
@@ -122,6 +127,15 @@ class Size:
         if state is not None:
             packed[..., : self.H] = state
         return packed
+
+
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """The limit that Triton holds a program to; Hopper's on a CPU, where there is none."""
+    if device.type != "cuda":
+        return _HOPPER_SHARED_BYTES
+    properties: dict[str, int] = triton.runtime.driver.active.utils.get_device_properties(device.index)
+    return properties["max_shared_mem"]
 
 
 def padded(size: int) -> int:
