@@ -22,7 +22,7 @@ from vmapens.nn.kernels.triton import size
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Norms over a whole tensor: 6e-8 a rounding, and tanh to 1.2e-7; TF32 keeps 10 bits, bfloat16 7.
 TOLERANCE = {"fp32": 2e-6, "tf32": 5e-3, "bf16": 5e-2}
-SIZES = [(1, 1, 1, 1, 1), (3, 5, 4, 7, 6), (2, 17, 3, 37, 20)]
+SIZES = [(1, 1, 1, 1, 1), (3, 5, 4, 7, 6), (2, 17, 3, 37, 20), (1, 70, 2, 5, 3)]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_bfloat16_keeps_half_the_bytes():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("all_states", [True, False])
 def test_weights_read_at_each_step_give_the_same(by_step, precision, all_states):
-    inputs = made_inputs((2, 17, 4, 7, 20), gate_over="feature", device=DEVICE)
+    inputs = made_inputs((2, 17, 3, 7, 40), gate_over="feature", device=DEVICE)  # several tiles of hidden units
     assert not size.Size.of(inputs, Plan(precision=precision)).on_chip
     check(inputs, Plan("feature", all_states, keep=True, precision=precision), need_x=True)
 

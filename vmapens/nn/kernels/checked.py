@@ -15,8 +15,8 @@ from vmapens.errors import first_line
 from vmapens.nn.kernels import Gradients, Inputs, Kernel, Plan, States, agreement, batched
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 3e-2, "bf16": 2e-1}
-"""Distances up to which a result agrees: a few times what rounding, carried back through 16 steps, makes of the gradient
-of h_0, the worst of all (at the paper's size 7.5e-2 with bfloat16 operands cut off, not rounded)."""
+"""Distances up to which a result agrees: a few times what rounding, carried back through 16 steps, makes of the
+gradient of h_0, the worst of all (at the paper's size 7.5e-2 with bfloat16 operands cut off, not rounded)."""
 
 _STEPS = 16  # Triton compiles once more for lengths that are not multiples of 16
 _verdicts: dict[tuple[object, ...], bool] = {}
