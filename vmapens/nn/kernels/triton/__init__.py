@@ -95,7 +95,8 @@ def _backward(size: Size, inputs: Inputs, plan: Plan, grads: States, kept: Seque
         _product(size, 4, d_pre, hidden[own], d_w_hh[own])
         if fused:
             gated, d_scores = (make(count, size.T * size.B, columns, dtype=size.dtype) for _ in range(2))
-            gated[..., F] = 1  # the column whose product is the gradient of the bias
+            if F == size.FP:  # the kernel's tile ends before the column of ones
+                gated[..., F:], gated[..., F], d_scores[..., F:] = 0, 1, 0
             _gate_gradient(size, part, d_pre, gated, d_scores, None if gate.x is None else gate.x[own])
             _product(size, 4, d_pre, gated, d_w_ih[own], d_bias[own])
             assert gate.weight is not None
@@ -178,7 +179,7 @@ def _product(
     product.product[grid](
         left, x, x if rows is None else rows.contiguous(), out, out if sums is None else sums,
         size.T, size.B, columns, columns // groups, out.shape[1] // groups, left.stride(0), columns,
-        out.shape[2], strides[0], x.stride(-2), *strides[1:],
+        out.shape[2], x.shape[-1], strides[0], x.stride(-2), *strides[1:],
         GATHER=gathered, HAS_ROWS=rows is not None, ONES=int(sums is not None),
         M=M, N=N, K=size.block, PRECISION=size.precision, **size.options(stages=2),
     )  # fmt: skip

@@ -96,9 +96,10 @@ def gate_gradient(
         a = softmax(x @ gate_w.T + gate_b)      gated = x * a           d_gated = d_pre @ w_ih
         d_scores = a * (d_gated * x - sum_f(d_gated * x * a))           d_x = d_gated * a   (its first half)
 
-    Grid (ceil(T*B / M), V). Inputs as `project`; d_pre [V, T*B, 4*HP]. Writes gated and d_scores [V, T*B, scratch_r],
-    columns below F only, for the products over all rows that are the weights' gradients; and d_x [V, B, T, F] float32
-    where NEED_X. d_pre is in the operands' precision.
+    Grid (ceil(T*B / M), V). Inputs as `project`; d_pre [V, T*B, 4*HP]. Writes gated and d_scores [V, T*B, scratch_r]
+    for the products over all rows that are the weights' gradients, in gated a column of ones after the F real ones, in
+    both zeros after that; and d_x [V, B, T, F] float32 where NEED_X. d_pre is in the operands' precision. Columns from
+    FP on, where F is FP, are the caller's to fill.
 
     Bytes a variant: reads 4*T*B*F of x and T*B*4*HP gates, writes 2*T*B*F. Operations: 2*T*B*FP*(FP + 4*HP). Floor on
     one H200 at paper size, V = 1000: with the products that follow, 8.0 ms + 8.6 ms (bf16), 15.8 ms + 16.9 ms (TF32).
@@ -120,7 +121,9 @@ def gate_gradient(
     attention = attend(place, inside, gate_w, gate_b, v, F, x_f, FP, K, PRECISION)
     values = tl.load(place[:, None] + (f.to(tl.int64) * x_f)[None, :], mask=real, other=0.0)
     target = (v * T * B + r)[:, None] * scratch_r + f[None, :]
-    tl.store(gated + target, (values * attention).to(gated.dtype.element_ty), mask=real)
+    written = inside[:, None] & (f < scratch_r)[None, :]
+    with_ones = tl.where((f == F)[None, :], 1.0, values * attention)
+    tl.store(gated + target, with_ones.to(gated.dtype.element_ty), mask=written)
     if NEED_X:
         t = (r // B).to(tl.int64)
         b = (r % B).to(tl.int64)
@@ -128,4 +131,5 @@ def gate_gradient(
         tl.store(own, d_gated * attention, mask=real)
     d_attention = d_gated * values
     mean = tl.sum(d_attention * attention, axis=1)
-    tl.store(d_scores + target, (attention * (d_attention - mean[:, None])).to(d_scores.dtype.element_ty), mask=real)
+    change = attention * (d_attention - mean[:, None])
+    tl.store(d_scores + target, change.to(d_scores.dtype.element_ty), mask=written)
