@@ -79,7 +79,7 @@ def test_a_kernel_that_is_wrong_is_far_from_the_truth():
     inputs, plan = made_inputs((2, 3, 4, 5, 6), gate_over="feature"), Plan("feature", keep=True)
 
     class Wrong:
-        forward = staticmethod(batched.forward)
+        forward, memory = staticmethod(batched.forward), staticmethod(batched.memory)
 
         @staticmethod
         def backward(inputs, plan, grads, kept, need_x):
@@ -103,6 +103,8 @@ def test_the_precision_in_force_goes_into_the_plan_of_forward_and_backward(monke
     seen = []
 
     class Watched:
+        memory = staticmethod(batched.memory)
+
         @staticmethod
         def forward(inputs, plan):
             seen.append(("forward", plan.precision))
@@ -125,7 +127,8 @@ def test_the_precision_in_force_goes_into_the_plan_of_forward_and_backward(monke
 
 
 @pytest.mark.parametrize(("name", "offered"), [("fp32", True), ("auto", True), ("tf32", False), ("bf16", False)])
-def test_a_cpu_refuses_precisions_that_it_has_no_kernel_for(name, offered):
+def test_a_cpu_without_numba_refuses_precisions_that_it_has_no_kernel_for(monkeypatch, name, offered):
+    monkeypatch.setattr("vmapens.nn.kernels._has_numba", lambda: False)
     spec = TrainSpec(device="cpu", precision=name)
     if offered:
         assert compute_device(spec).type == "cpu"
@@ -142,7 +145,7 @@ def test_a_gpu_offers_bfloat16_with_triton_and_tf32_without(monkeypatch):
         assert compute_device(TrainSpec(precision=name)).type == "cuda"
     monkeypatch.setattr("vmapens.nn.kernels.has_triton", lambda: False)
     assert compute_device(TrainSpec(precision="tf32")).type == "cuda"
-    with pytest.raises(SpecError, match=r"use fp32; bf16 needs triton"):
+    with pytest.raises(SpecError, match=r"precision is bf16, .* offers it on cuda; use fp32, tf32\.$"):
         compute_device(TrainSpec(precision="bf16"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(SpecError, match="precision is tf32, but no kernel here offers it on cuda"):

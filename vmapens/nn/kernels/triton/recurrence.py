@@ -115,7 +115,8 @@ def backward_on_chip(
             dh += load(given + b.to(tl.int64)[:, None] * all_b + j[None, :], inside & (j < H)[None, :])
             given -= all_t
         cell -= B * HP
-        # All loads first, in the type of memory: they are on their way together, and take half the registers.
+        # Loads ahead of their use, in the type of memory: they are on their way together, in half the registers. Two
+        # come later, when there is room: all at once, the registers of half a tile go to memory at each step.
         o_kept = tl.load(step + 3 * HP + wide, mask=inside, other=0.0)
         i_kept = tl.load(step + wide, mask=inside, other=0.0)
         g_kept = tl.load(step + 2 * HP + wide, mask=inside, other=0.0)
