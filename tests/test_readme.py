@@ -74,5 +74,6 @@ def test_the_first_screen_names_the_two_commands_and_the_makefile_has_them():
 
 
 def test_the_tables_are_those_of_the_results():
+    assert table.training_table() in README
     assert table.variants_table() in README
     assert table.splits_table() in README

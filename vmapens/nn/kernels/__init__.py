@@ -1,7 +1,11 @@
 """Kernels: softmax gate, LSTM and their gradients, for a whole range of variants at a time.
 
-A kernel is a module with two functions, `forward` and `backward`, over the tensors below. `reference` is the plain
-truth, in any precision, on any device. `choose` picks the fastest that can do the work.
+A kernel is a module with the functions of `Kernel`, over the tensors below. `reference` is the plain truth, in any
+precision, on any device; `choose` picks the fastest that can do the work:
+
+- on a CPU, in float32: `compiled` (machine code of our own; the extra `cpu`), else `onednn`; in float64 `reference`;
+- on a GPU, in float32: `checked`, which is `triton` (the extra `gpu`) where it agrees with `batched`, else that;
+- anywhere else: `batched`, plain PyTorch for all variants at once.
 
 Axes: V variants, B batch, T steps, F features, H hidden; G = 4H gates in PyTorch's order: input, forget, cell, output.
 Layout: the variant axis leads every tensor; a variant's own slice is contiguous or has stride 0.
@@ -102,7 +106,11 @@ class Plan:
 
 @runtime_checkable
 class Kernel(Protocol):
-    """The interface that the kernel modules share."""
+    """The interface that the kernel modules share.
+
+    A module may also have `classify`, which computes the loss of a linear layer on the last state together with all
+    gradients: see `compiled`.
+    """
 
     def forward(self, inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
         """Compute the states, and, if `plan.keep`, tensors for the backward in a layout of the kernel's own."""
@@ -201,8 +209,12 @@ def has_triton() -> bool:
 
 @cache
 def _has_numba() -> bool:
-    """Whether the extra `cpu` is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether the extra `cpu` is installed, and takes the NumPy that is there."""
+    try:
+        importlib.import_module("vmapens.nn.kernels.compiled")
+    except ImportError:
+        return False
+    return True
 
 
 def compute_device(spec: TrainSpec) -> torch.device:
