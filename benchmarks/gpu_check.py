@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,22 @@ def proof(setup: Setup) -> Iterator[Line]:
 
 
 def steps(setup: Setup, precision: Arithmetic) -> Iterator[Line]:
-    """Arm (a): `train_step` of all variants at once."""
-    for V in setup.counts:
+    """Arm (a): `train_step` of all variants at once; of the most variants also where the time of a step goes."""
+    for number, V in enumerate(setup.counts, start=1):
         problem = Problem(setup.size, V, setup.device)
         arm = Ensemble(problem)
         arm.width = V
         with use_precision(precision):
-            seconds = _timed(setup, lambda arm=arm: arm.train(1))  # type: ignore[misc]
+            seconds = _timed(setup, partial(arm.train, 1))
         peak = torch.cuda.max_memory_allocated() / 2**30 if setup.device == "cuda" else None
         yield {"arm": "a", "variants": V, "precision": precision, "step_ms": _ms(seconds), "peak_gib": peak}
+        if number == len(setup.counts):
+            with use_precision(precision):
+                yield {
+                    "variants": V,
+                    "precision": precision,
+                    "kernels": _by_kernel(setup, partial(arm.train, 1)),
+                }
         del arm
         _free(setup)
 
@@ -188,7 +196,7 @@ def sequential(setup: Setup) -> Iterator[Line]:
     for precision in ("tf32", "ieee"):
         with _torch_products(precision):
             arm = Sequential(problem)
-            seconds = _timed(setup, lambda arm=arm: arm.train(4))  # type: ignore[misc]
+            seconds = _timed(setup, partial(arm.train, 4))
         each = [s / (4 * problem.variants) for s in seconds]
         yield {"arm": "b", "variants": problem.variants, "precision": precision, "variant_step_ms": _ms(each)}
 
@@ -198,7 +206,7 @@ def time_loop(setup: Setup) -> Iterator[Line]:
     for V in setup.counts[:2]:
         with _torch_products("tf32"):
             arm = TimeLoop(Problem(setup.size, V, setup.device))
-            seconds = _timed(setup, lambda arm=arm: arm.train(1), repeats=3)  # type: ignore[misc]
+            seconds = _timed(setup, partial(arm.train, 1), repeats=3)
         yield {"arm": "d", "variants": V, "precision": "tf32", "step_ms": _ms(seconds)}
         del arm
         _free(setup)
@@ -212,7 +220,7 @@ def float32(setup: Setup) -> Iterator[Line]:
         arm = Ensemble(Problem(setup.size, V, setup.device))
         arm.width = V
         with use_kernel(name), use_precision("fp32"):
-            seconds = _timed(setup, lambda arm=arm: arm.train(1), repeats=3)  # type: ignore[misc]
+            seconds = _timed(setup, partial(arm.train, 1), repeats=3)
         yield {"arm": "a", "kernel": name, "variants": V, "precision": "fp32", "step_ms": _ms(seconds)}
         del arm
         _free(setup)
@@ -251,6 +259,22 @@ def _timed(setup: Setup, work: Callable[[], object], repeats: int = _STEPS_TIMED
         if number >= (1 if setup.toy else 2):
             found.append(time.perf_counter() - start)
     return found
+
+
+def _by_kernel(setup: Setup, work: Callable[[], object]) -> dict[str, dict[str, float]]:
+    """Milliseconds and calls of the 20 dearest kernels (operations, in the toy), by the profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU if setup.toy else ProfilerActivity.CUDA]) as seen:
+        work()
+        _wait(setup)
+    ms = {
+        event.key: (event.self_cpu_time_total if setup.toy else event.self_device_time_total) / 1000
+        for event in seen.key_averages()
+    }
+    calls = {event.key: event.count for event in seen.key_averages()}
+    dearest = sorted(ms, key=ms.__getitem__, reverse=True)[:20]
+    return {key[:60]: {"ms": round(ms[key], 3), "calls": calls[key]} for key in dearest}
 
 
 def _wait(setup: Setup) -> None:
