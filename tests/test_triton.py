@@ -22,7 +22,7 @@ from vmapens.nn.kernels.triton import size
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Norms over a whole tensor. float32: 6e-8 a rounding, tanh to 1.2e-7, and the gradient of a bias is a sum over all rows
 # that nearly cancel (seen: 5e-6). TF32 keeps 10 bits, bfloat16 7, which the interpreter cuts off, not rounds.
-TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "bf16": 5e-2}
+TOLERANCE = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 5e-2}
 SIZES = [(1, 1, 1, 1, 1), (3, 5, 4, 7, 6), (2, 17, 3, 37, 20), (1, 70, 2, 16, 3)]
 
 
