@@ -117,6 +117,44 @@ def test_names_and_initialisation_are_those_of_the_papers_checkpoints(form):
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in plain.state_dict().items())
 
 
+def loss_of_rows(model):
+    x, rows, y = torch.randn(9, 7, 4), torch.tensor([3, 3, 8]), torch.tensor([0.0, 1.0, 1.0])
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    loss = _Call(model, "loss")
+
+    def of(parameters, x=x):
+        named = {f"model.{name}": p for name, p in parameters.items()}
+        return functional_call(loss, named, (x, rows, y, "binary"))
+
+    return of, parameters, x
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scaled_loss_has_scaled_gradients(form):
+    torch.manual_seed(0)
+    of, parameters, _ = loss_of_rows(AttentionLSTM(4, 7, hidden=3, attend_over=form))
+    once, thrice = grad(of)(parameters), grad(lambda p: 3 * of(p))(parameters)
+    for name in once:
+        assert (thrice[name] - 3 * once[name]).abs().max() <= 1e-6
+
+
+def test_what_the_fused_loss_cannot_differentiate_is_refused():
+    pytest.importorskip("numba")
+    of, parameters, x = loss_of_rows(AttentionLSTM(4, 7, hidden=3))
+    with pytest.raises(NotImplementedError, match="have no gradient"):
+        grad(lambda x: of(parameters, x))(x)
+    with pytest.raises(NotImplementedError, match="have no gradient"):
+        grad(lambda x: vmap(lambda x: of(parameters, x))(x).sum())(x.expand(2, *x.shape))
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        grad(lambda p: sum(g.pow(2).sum() for g in grad(of)(p).values()))(parameters)
+
+
+def test_two_precisions_in_one_call_are_refused():
+    model = AttentionLSTM(4, 7, hidden=3).double()
+    with pytest.raises(TypeError, match="use one precision for all"):
+        model.logits(torch.randn(2, 7, 4))
+
+
 @pytest.mark.parametrize("form", ["feature", "uniform"])
 def test_bfloat16_operands_change_gradients_by_their_rounding_only(form):
     """2^-9 is the rounding of an operand; a sum of many such terms is off by about as much."""

@@ -17,6 +17,7 @@ from vmapens.nn.kernels import (
     use_precision,
 )
 from vmapens.nn.kernels.agreement import distances, made_gradients, made_inputs, results
+from vmapens.nn.loss import LOSSES
 from vmapens.spec import TrainSpec
 
 # float64: sums in another order. float32: 6e-8 a rounding, a few hundred in a row.
@@ -34,6 +35,48 @@ def test_the_batched_kernel_equals_the_reference(sizes, pool, gate_over, dtype):
         found = distances(batched, inputs, plan, need_x=pool is None)
         assert len(found) >= 8
         assert max(found.values()) <= TOLERANCE[dtype], found
+
+
+@pytest.mark.parametrize("gate_over", ["feature", "time", None])
+@pytest.mark.parametrize("pool", [None, 9])
+@pytest.mark.parametrize("sizes", [*SIZES, (2, 3, 5, 15, 16), (2, 8, 3, 16, 17), (1, 9, 17, 31, 33), (2, 1, 2, 32, 48)])
+def test_the_compiled_kernel_equals_the_reference(sizes, pool, gate_over):
+    """Sizes on both sides of what it pads to: 8 rows, 16 columns."""
+    compiled = pytest.importorskip("vmapens.nn.kernels.compiled")
+    inputs = made_inputs(sizes, gate_over=gate_over, pool=pool)
+    for plan in (Plan(gate_over, all_states=True, keep=True), Plan(gate_over, keep=True), Plan(gate_over)):
+        found = distances(compiled, inputs, plan, need_x=pool is None)
+        assert len(found) >= 8
+        assert max(found.values()) <= TOLERANCE[torch.float32], found
+
+
+@pytest.mark.parametrize(("kind", "classes", "scale"), [("binary", 1, 1), ("binary", 1, 100), ("multiclass", 17, 9)])
+def test_the_fused_loss_equals_the_plain_one(kind, classes, scale):
+    """Saturated logits included, where the sigmoid is 1 and a logarithm is cut off at -100."""
+    compiled = pytest.importorskip("vmapens.nn.kernels.compiled")
+    inputs, plan = made_inputs((2, 11, 4, 5, 6), pool=9), Plan()
+    weight, bias = scale * torch.randn(2, classes, 6), torch.randn(2, classes)
+    y = torch.randint(2, (2, 11)).float() if kind == "binary" else torch.randint(classes, (2, 11))
+    found = compiled.classify(inputs, plan, weight, bias, y, kind)
+    hidden = compiled.forward(inputs, plan)[0].h
+    for v in range(2):
+        leaves = [t[v].clone().requires_grad_() for t in (hidden, weight, bias)]
+        loss = LOSSES[kind](torch.nn.functional.linear(*leaves), y[v])
+        _, d_weight, d_bias = torch.autograd.grad(loss, leaves)
+        assert (found.loss[v] - loss).abs() <= 1e-5 * loss
+        assert (found.weight[v] - d_weight).norm() <= 1e-5 * d_weight.norm()
+        assert (found.bias[v] - d_bias).norm() <= 1e-5 * d_bias.norm()
+
+
+def test_a_label_or_row_that_does_not_exist_is_refused():
+    compiled = pytest.importorskip("vmapens.nn.kernels.compiled")
+    inputs, head = made_inputs((1, 3, 4, 5, 6), pool=9), (torch.randn(1, 4, 6), torch.randn(1, 4))
+    for y in (torch.tensor([[0, 4, 1]]), torch.tensor([[0, -100, 1]])):
+        with pytest.raises(IndexError, match="there are 4 classes"):
+            compiled.classify(inputs, Plan(), *head, y, "multiclass")
+    for rows in (torch.tensor([[0, 9, 1]]), torch.tensor([[-1, 0, 1]])):
+        with pytest.raises(IndexError, match="there are 9 samples"):
+            compiled.forward(inputs._replace(rows=rows), Plan())
 
 
 @pytest.mark.parametrize("gate_over", ["feature", "time", None])

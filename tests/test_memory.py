@@ -67,15 +67,31 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
         train_ensemble(range(3), x, y, hidden=4, epochs=5)
 
 
-def test_a_width_halves_to_one_and_says_so():
+def test_a_width_is_cut_as_far_as_it_must_and_says_so_once(monkeypatch):
+    x, y = made_data(90, 5, 4)
     heard = []
-    width = Width(5, heard.append)
-    for _ in range(4):
-        width.halve()
-    assert heard == [2, 1, 1, 1]
+    fail_above(monkeypatch, "train_step", 4, MemoryError())
+    train_ensemble(range(14), x, y, hidden=4, epochs=5, width=Width(12, heard.append))
+    assert heard == [6, 3]
 
 
-@pytest.mark.parametrize(("variants", "hidden", "over"), [(48, 96, "feature"), (24, 48, "pool")])
+def test_a_step_that_runs_out_of_memory_has_changed_nothing(monkeypatch):
+    """Memory is taken before the first variant is updated."""
+    from vmapens.ensemble import optimizer
+
+    x, y = made_data(40, 5, 4)
+    block, *_ = train_ensemble(range(3), x, y, hidden=4, epochs=1)
+    before = block.stack.theta.clone(), block.state.second.clone()
+    trained = block.stack.theta[:, : block.stack.trained_width]
+    parts = {(c.start, c.stop): torch.ones(3, c.stop - c.start) for c in block.stack.columns}
+    monkeypatch.setattr(optimizer.torch, "zeros_like", lambda *a, **k: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        optimizer.update_parts_(trained, parts, block.state, 2)
+    assert torch.equal(block.stack.theta, before[0])
+    assert torch.equal(block.state.second, before[1])
+
+
+@pytest.mark.parametrize(("variants", "hidden", "over"), [(48, 96, "feature"), (24, 48, "pool"), (8, 64, "time")])
 def test_the_predicted_memory_is_the_measured_peak(variants, hidden, over):
     """Within 15 %, in a process of its own, whose peak nothing else has raised."""
     command = [sys.executable, "-m", "benchmarks", "run", "memory", "--variants", str(variants)]

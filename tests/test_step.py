@@ -174,12 +174,14 @@ def test_any_arrangement_of_odd_sizes_changes_no_byte(seeds, width, workers, bat
         assert torch.equal(attention[row], alone[2][0])
 
 
+@pytest.mark.parametrize("metric", ["auroc", "log_loss"])
 @pytest.mark.parametrize("kernel", ["reference", "onednn", "compiled"])
-def test_nan_in_one_variant_leaves_all_others_bit_identical(kernel):
+def test_nan_in_one_variant_leaves_all_others_bit_identical(kernel, metric):
     x, y = made_data(70, 6, 5)
+    options = {"hidden": 4, "epochs": 2, "settings_of": {"select_by": metric}}
     with use_kernel(kernel):
-        good = train_ensemble((0, 1, 2), x, y, hidden=4, epochs=2)
-        bad = train_ensemble((0, 1, 2), x, y, hidden=4, epochs=2, nan_in=1)
+        good = train_ensemble((0, 1, 2), x, y, **options)
+        bad = train_ensemble((0, 1, 2), x, y, **options, nan_in=1)
     assert not torch.isfinite(bad[0].stack.theta[1]).all()
     assert bad[0].kept_epoch[1] == 0
     for row in (0, 2):

@@ -36,7 +36,7 @@ from vmapens.nn.threads import spread_over
 from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
 from vmapens.spec import BUILT_IN, RunSpec, to_table
 
-_HALVED = "warning: memory ran out; going on with {value} variants at once, which changes no result."
+_CUT = "warning: memory ran out; going on with {value} variants at once, which changes no result."
 
 
 @runtime_checkable
@@ -258,7 +258,7 @@ def execute(
     with spread_over():
         with use_precision(ready.spec.train.precision):
             data = Data.of(cohort, ready.spec.train, ready.device)
-            width = Width(ready.needs.width, on_halved=lambda value: listener.say(_HALVED.format(value=value)))
+            width = Width(ready.needs.width, on_cut=lambda value: listener.say(_CUT.format(value=value)))
             for start, stop in unfinished:
                 _train_block(ready, data, paths, start, stop, width, drop_state, listener)
             del data

@@ -117,69 +117,58 @@ def train_epoch(
     order = torch.stack([variant.next_epoch() for variant in block.orders]).to(data.x.device)
     batches = order.split(spec.batch_size, dim=1)
     total = torch.zeros(len(order), dtype=torch.float64, device=data.x.device)
+    reached = np.zeros(len(order), np.int64)  # batches that each variant has seen
 
-    def train(group: slice, done: int) -> None:
-        """Take the steps that are left of the epoch."""
+    def train(group: slice) -> None:
         stack, state = block.stack.rows(group.start, group.stop), block.state.rows(group.start, group.stop)
-        for number in range(done, len(batches)):
+        for number in range(reached[group.start], len(batches)):
             index = batches[number][group]
-            try:
-                losses = train_step(compute, stack, state, data.x, y, index, block.steps + number + 1)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or group.stop - group.start == 1:
-                    raise
-                number_reached = number
-                break
+            losses = train_step(compute, stack, state, data.x, y, index, block.steps + number + 1)
+            reached[group] += 1
             total[group] += losses.double() * index.shape[1]
-        else:
-            return
-        width.halve()  # here, where the error and what it holds are gone
-        for part in _groups(group, width.value):
-            train(part, number_reached)
+
+    def score(group: slice) -> None:
+        stack = block.stack.rows(group.start, group.stop)
+        rows.append(_score(model, stack, data, metric, spec, total[group] / order.shape[1]))
 
     rows: list[pl.DataFrame] = []
-    start = 0
-    while start < len(order):
-        group = slice(start, min(start + width.value, len(order)))
-        train(group, 0)
-        rows += _scores(model, block, data, metric, spec, group, width, total / order.shape[1])
-        start = group.stop
+    for group in _groups(slice(0, len(order)), width):
+        for work in (train, score):
+            _in_parts(work, group, width)
         on_variants(group.stop - group.start)
     history = pl.concat(rows)
-    score = history[f"{spec.select_on}_{metric}"].fill_nan(-np.inf).to_numpy()
-    score = score if metrics.METRICS[metric].higher_is_better else -score
-    better = np.flatnonzero(score > block.best_score)
+    scores = history[f"{spec.select_on}_{metric}"].to_numpy()
+    scores = scores if metrics.METRICS[metric].higher_is_better else -scores
+    scores = np.where(np.isnan(scores), -np.inf, scores)  # a diverged variant's is never the best
+    better = np.flatnonzero(scores > block.best_score)
     block.best.theta[better] = block.stack.theta[better]
-    block.best_score[better] = score[better]
+    block.best_score[better] = scores[better]
     block.kept_epoch[better] = epoch
     block.steps += len(batches)
     return history.select(pl.lit(epoch, pl.Int32).alias("epoch"), pl.all())
 
 
-def _groups(variants: slice, width: int) -> Iterator[slice]:
-    for start in range(variants.start, variants.stop, width):
-        yield slice(start, min(start + width, variants.stop))
+def _groups(variants: slice, width: Width) -> Iterator[slice]:
+    """Ranges of the width as it is when each is begun."""
+    start = variants.start
+    while start < variants.stop:
+        stop = min(start + width.value, variants.stop)
+        yield slice(start, stop)
+        start = stop
 
 
-def _scores(
-    model: torch.nn.Module,
-    block: Block,
-    data: Data,
-    metric: str,
-    spec: TrainSpec,
-    group: slice,
-    width: Width,
-    train_loss: Tensor,
-) -> list[pl.DataFrame]:
-    """The rows of a group of variants, in smaller groups where memory runs out."""
+def _in_parts(work: Callable[[slice], None], group: slice, width: Width) -> None:
+    """Do the work for a group of variants; where memory runs out, for smaller ones, one after the other."""
     try:
-        return [_score(model, block.stack.rows(group.start, group.stop), data, metric, spec, train_loss[group])]
+        work(group)
+        return
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or group.stop - group.start == 1:
+        size = group.stop - group.start
+        if not is_out_of_memory(error) or size == 1:
             raise
-    width.halve()
-    parts = _groups(group, width.value)
-    return [row for part in parts for row in _scores(model, block, data, metric, spec, part, width, train_loss)]
+    width.cut(size // 2)  # here, where the error and what it holds are gone
+    for part in _groups(group, width):
+        _in_parts(work, part, width)
 
 
 def _score(

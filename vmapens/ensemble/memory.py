@@ -1,7 +1,7 @@
 """What fits: how many variants are computed at once, how many make a block, and what a run needs.
 
 Width is a matter of memory alone: no result depends on it (`nn.isolation`). It is never written to a file, and it is
-halved when memory runs out after all.
+halved where an allocation fails after all.
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from vmapens.ensemble.step import PREDICTION_BATCH
 from vmapens.nn.kernels import Plan, choose, is_compiled
 from vmapens.spec import RunSpec
 
@@ -58,19 +59,20 @@ class Width:
 
     Args:
         value: At first.
-        on_halved: Hears of each new value.
+        on_cut: Hears of each new value.
     """
 
-    def __init__(self, value: int, on_halved: Callable[[int], None] = lambda value: None) -> None:
+    def __init__(self, value: int, on_cut: Callable[[int], None] = lambda value: None) -> None:
         self.value = value
-        self._on_halved = on_halved
+        self._on_cut = on_cut
 
-    def halve(self) -> None:
-        """Compute half as many from now on, and let go of what torch keeps in store on a GPU."""
-        self.value = max(1, self.value // 2)
+    def cut(self, value: int) -> None:
+        """Compute no more than so many from now on, and let go of what torch keeps in store on a GPU."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._on_halved(self.value)
+        if value < self.value:
+            self.value = value
+            self._on_cut(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -116,10 +118,12 @@ def needs(
     attention = 4 * saved * attention_cells
     of_attention = _PASSES * min(int(ATTENTION_PASS_MIB * 2**20), min(variants, 16) * attention)
     full, last = min(spec.train.batch_size, N), (N - evaluated) % spec.train.batch_size
-    per_thread, per_variant = _of_step(spec, full, T, F, device)
-    per_thread += _of_step(spec, last, T, F, device)[0]  # a thread keeps memory for an epoch's last batch, too
+    per_thread, per_variant = _of_batch(spec, full, T, F, device, training=True)
+    # A thread keeps memory for an epoch's last batch, too, and for predictions.
+    per_thread += _of_batch(spec, last, T, F, device, training=True)[0]
+    per_thread += _of_batch(spec, min(PREDICTION_BATCH, evaluated), T, F, device, training=False)[0]
     per_variant += _GRADIENTS * row
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = min(torch.get_num_threads(), block) if device.type == "cpu" else 1
 
     libraries = _LIBRARIES + (_LLVM if is_compiled(torch.empty(0, device=device)) else 0)
     fixed = libraries + of_data + of_block + threads * per_thread
@@ -140,8 +144,8 @@ def needs(
     )
 
 
-def _of_step(spec: RunSpec, batch: int, T: int, F: int, device: torch.device) -> tuple[int, int]:
-    """Bytes that a step takes per thread and per variant of the width, without the gradients.
+def _of_batch(spec: RunSpec, batch: int, T: int, F: int, device: torch.device, *, training: bool) -> tuple[int, int]:
+    """Bytes that a batch takes per thread and per variant of the width, without the parameters' gradients.
 
     A module of one's own is taken for the built-in one with pooling, which keeps the states of all steps.
     """
@@ -151,7 +155,7 @@ def _of_step(spec: RunSpec, batch: int, T: int, F: int, device: torch.device) ->
     H = spec.model.hidden
     gate = over if over in ("feature", "time") else None
     arithmetic = "fp32" if spec.train.precision == "auto" else spec.train.precision
-    plan = Plan(gate_over=gate, all_states=over == "pool", precision=arithmetic)
+    plan = Plan(gate_over=gate, all_states=over == "pool", keep=training, precision=arithmetic)
     per_thread, per_variant = kernel.memory((batch, T, F, H), plan)
     if over == "pool":  # the batch, and the states with their gradients
         per_variant += 4 * batch * T * (F + 3 * H)
@@ -163,9 +167,9 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    if found is not None:
-        return int(found[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    free = int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free  # of a container
 
 
 def _held() -> int:

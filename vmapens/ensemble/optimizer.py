@@ -65,7 +65,7 @@ def _update_compiled(theta: Tensor, grad: Tensor, state: AdamState, step: int) -
     from vmapens.nn.kernels.compiled.adam import update
 
     root_correction = (1 - _BETA_2**step) ** 0.5
-    tensors = (t.numpy() for t in (theta, grad, state.first, state.second))
+    tensors = (t.numpy() for t in (theta, grad.contiguous(), state.first, state.second))
     settings = state.weight_decay.tolist(), (state.lr / (1 - _BETA_1**step)).tolist()
     for *rows, decay, step_size in zip(*tensors, *settings, strict=True):
         update(*rows, decay, _BETA_1, _BETA_2, root_correction, _EPSILON, step_size)
@@ -77,8 +77,8 @@ def update_parts_(
     """Take one step as `update_` does, with the gradient in parts; columns without a part only decay.
 
     On a GPU with Triton one kernel goes over the columns of each part, which are all that it changes; elsewhere the
-    parts are copied into one tensor first. All memory is taken before anything changes, so that a step that runs out
-    of it can be taken again.
+    parts are copied into one tensor first. All memory that grows with the parameters is taken before anything changes,
+    so that a step that runs out of it can be taken again.
 
     Args:
         theta: Trained columns.
@@ -90,10 +90,10 @@ def update_parts_(
         _update_fused_(theta, grads, state, step)
         return
     flat = torch.zeros_like(theta, memory_format=torch.contiguous_format)
+    for (start, stop), grad in grads.items():
+        flat[:, start:stop] = grad.flatten(1)
 
     def update(start: int, stop: int) -> None:
-        for (first, last), grad in grads.items():
-            flat[start:stop, first:last] = grad[start:stop].flatten(1)
         update_(theta[start:stop], flat[start:stop], state.rows(start, stop), step)
 
     if theta.device.type == "cpu":
@@ -112,14 +112,17 @@ def _fused(theta: Tensor) -> bool:
 def _update_fused_(theta: Tensor, grads: Mapping[tuple[int, int], Tensor], state: AdamState, step: int) -> None:
     from vmapens.nn.kernels.triton import adam
 
-    for (start, stop), grad in grads.items():
+    step_size = (state.lr / (1 - _BETA_1**step)).to(theta.dtype)
+    decay = state.weight_decay.to(theta.dtype)
+    flat = {place: grad.flatten(1) for place, grad in grads.items()}  # before anything changes: it may take memory
+    for (start, stop), grad in flat.items():
         adam.update_(
             theta[:, start:stop],
-            grad.flatten(1),
+            grad,
             state.first[:, start:stop],
             state.second[:, start:stop],
-            step_size=(state.lr / (1 - _BETA_1**step)).to(theta.dtype),
-            decay=state.weight_decay.to(theta.dtype),
+            step_size=step_size,
+            decay=decay,
             root_correction=(1 - _BETA_2**step) ** 0.5,
             betas=(_BETA_1, _BETA_2),
             epsilon=_EPSILON,

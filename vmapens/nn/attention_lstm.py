@@ -93,7 +93,7 @@ class AttentionLSTM(torch.nn.Module):
     def loss(
         self, x: Float[Tensor, "N T F"], rows: Int[Tensor, "B"], y: Shaped[Tensor, "B"], kind: TaskKind
     ) -> Float[Tensor, ""]:
-        """Mean loss of the batch x[rows], whose labels are y, as `LOSSES[kind]` of its logits."""
+        """Mean loss of the batch x[rows], whose labels are y, as `LOSSES[kind]` of its logits; no gradient of x."""
         if self.attend_over == "pool":
             batch = per_variant(lambda x, rows: x.index_select(0, rows), x, rows)
             return per_variant(LOSSES[kind], self.logits(batch), y)

@@ -6,6 +6,7 @@ V = 1, and each level of `vmap` folds its axis into V. Forward and backward both
 `vmap`, `vmap(grad)`, plain autograd and `no_grad` work alike. Ground truth: `kernels/reference.py`.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from vmapens.nn.kernels import Gradients, Inputs, Plan, States, choose, precisio
 from vmapens.nn.loss import LOSSES, TaskKind
 
 _INPUTS = len(Inputs._fields)
+_ONCE = "the fused LSTM is differentiable once; use torch.nn.LSTM for second derivatives."
+_NO_GRADIENT_OF_X = "samples that are named by rows have no gradient; gather the batch first."
 _NO_STATES = 0  # columns of the placeholder that stands where no tensor of states was asked for
 
 
@@ -36,6 +39,7 @@ def recurrence(
     Returns:
         All states (None unless `plan.all_states`), last hidden state, last cell state. Differentiable once.
     """
+    _check_precision(inputs)
     stacked = [None if tensor is None else tensor.unsqueeze(0) for tensor in inputs]
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in stacked)
     plan = Plan(plan.gate_over, plan.all_states, keep=differentiated, precision=precision())
@@ -61,15 +65,26 @@ def classifier_loss(
 
     Returns:
         The loss. Differentiable once, but not with respect to x.
+
+    Raises:
+        NotImplementedError: In the backward, if a gradient of x is asked for.
+        TypeError: If the tensors are not of one precision.
     """
+    _check_precision((*inputs, weight, bias))
     kernel = choose(inputs.x.device, inputs.x.dtype)
-    if not hasattr(kernel, "classify") or inputs.x.requires_grad:
+    if not hasattr(kernel, "classify"):
         logits = per_variant(F.linear, recurrence(inputs, plan)[1], weight, bias)
         return per_variant(LOSSES[kind], logits, y)
     plan = replace(plan, precision=precision())
     stacked = (None if tensor is None else tensor.unsqueeze(0) for tensor in (weight, bias, y, *inputs))
     loss, *_ = _ClassifierLoss.apply(plan, kind, *stacked)  # type: ignore[no-untyped-call]
     return loss.squeeze(0)  # type: ignore[no-any-return]
+
+
+def _check_precision(tensors: Iterable[Tensor | None]) -> None:
+    kinds = {tensor.dtype for tensor in tensors if tensor is not None and tensor.is_floating_point()}
+    if len(kinds) > 1:
+        raise TypeError(f"inputs and parameters are {', '.join(sorted(map(str, kinds)))}; use one precision for all.")
 
 
 def _fold(tensors: tuple[Tensor | None, ...], in_dims: tuple[int | None, ...], size: int) -> list[Tensor | None]:
@@ -110,6 +125,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
+        if ctx.needs_input_grad[1] and saved[_INPUTS - 1] is not None:
+            raise NotImplementedError(_NO_GRADIENT_OF_X)
         gradients = _Gradient.apply(ctx.plan, ctx.needs_input_grad[1], *grads[:3], *saved)  # type: ignore[no-untyped-call]
         present = iter(gradients)
         needed = [
@@ -141,7 +158,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError("the fused LSTM is differentiable once; use torch.nn.LSTM for second derivatives.")
+        raise NotImplementedError(_ONCE)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, need_x: bool, *tensors: Any) -> Any:
@@ -171,11 +188,14 @@ class _ClassifierLoss(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.present = [tensor is not None for tensor in inputs[6:-1]]  # of the inputs after x, before the rows
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bias, *others = (grad.view(-1, *[1] * (saved.dim() - 1)) * saved for saved in ctx.saved_tensors)
+        if ctx.needs_input_grad[5]:
+            raise NotImplementedError(_NO_GRADIENT_OF_X)
+        weight, bias, *others = _Scaled.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         of_others = iter(others)
         return None, None, weight, bias, None, None, *(next(of_others) if p else None for p in ctx.present), None
 
@@ -183,4 +203,26 @@ class _ClassifierLoss(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, kind: TaskKind, *tensors: Any) -> Any:
         folded = _fold(tensors, in_dims[2:], info.batch_size)
         results = _ClassifierLoss.apply(plan, kind, *folded)  # type: ignore[no-untyped-call]
+        return tuple(_unfold(result, info.batch_size) for result in results), (0,) * len(results)
+
+
+class _Scaled(torch.autograd.Function):
+    """(factor [V], tensors [V, ...]) -> the products; a Function only so that a second derivative is refused."""
+
+    @staticmethod
+    def forward(factor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(factor.view(-1, *[1] * (tensor.dim() - 1)) * tensor for tensor in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(_ONCE)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor) -> Any:
+        folded = _fold(tensors, in_dims, info.batch_size)
+        results = _Scaled.apply(*folded)  # type: ignore[no-untyped-call]
         return tuple(_unfold(result, info.batch_size) for result in results), (0,) * len(results)

@@ -121,7 +121,7 @@ class Kernel(Protocol):
         ...
 
     def memory(self, sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
-        """Bytes that a training step of sizes (B, T, F, H) takes, per thread and per variant."""
+        """Bytes that a batch of sizes (B, T, F, H) takes, per thread and per variant: in training if `plan.keep`."""
         ...
 
 
@@ -172,6 +172,8 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     able = device.type == "cpu" and dtype == torch.float32
     if _chosen in ("onednn", "compiled") and not able:
         raise SpecError(f"the {_chosen} kernel computes float32 on a CPU, not {dtype} on {device}; use `auto`.")
+    if _chosen == "compiled" and not _has_numba():
+        raise SpecError("the compiled kernel needs Numba: install the extra `cpu`, or use `auto`.")
     if _chosen == "triton" and (dtype != torch.float32 or not has_triton()):
         raise SpecError(f"the Triton kernels compute float32 tensors, not {dtype}, with triton installed; use `auto`.")
     if _chosen == "triton":
@@ -192,13 +194,17 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
 def version(device: torch.device) -> str:
     """The kernel that computes float32 there, and what made it: with other ones a variant's bytes differ."""
     name = choose(device, torch.float32).__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-    return f"{name}, numba {importlib.metadata.version('numba')}" if name == "compiled" else name
+    if name != "compiled":
+        return name
+    from vmapens.nn.kernels.compiled.lanes import LANES
+
+    return f"compiled, {LANES} lanes, numba {importlib.metadata.version('numba')}"
 
 
 def is_compiled(tensor: Tensor) -> bool:
     """Whether tensors like this one are computed by the compiled kernel, and so may its kin be."""
     able = tensor.device.type == "cpu" and tensor.dtype == torch.float32
-    return able and (_chosen == "compiled" or (_chosen == "auto" and _has_numba()))
+    return able and _chosen in ("auto", "compiled") and _has_numba()
 
 
 @cache

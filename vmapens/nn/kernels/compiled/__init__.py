@@ -25,7 +25,7 @@ from vmapens.nn.threads import over_variants
 _GATES = {None: variant.NO_GATE, "feature": variant.FEATURE_GATE, "time": variant.TIME_GATE}
 _NOTHING = np.zeros((0, 0, 0), np.float32)
 _NO_GATE = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-_ARENAS = 4  # shapes a thread keeps memory for: a full and a last batch, in training and in prediction
+_ARENAS = 6  # shapes a thread keeps memory for: a full and a last batch, of training and of two splits
 
 
 class Classified(NamedTuple):
@@ -92,8 +92,13 @@ class _Arena:
         self.pairs = Pairs(*(np.zeros(size if shape.bf16 else (0, 0), np.uint32) for size in sizes))
         over_time = shape.gate == variant.TIME_GATE
         self.columns = zeros(Np, Bp * Fp) if over_time else zeros(0, 0)
-        self.d_attention = zeros(Np, Bp, Fp) if over_time else _NOTHING
-        self.cells_first = zeros(Bp * Fp, Np) if over_time else zeros(0, 0)
+        self.d_attention = zeros(Np, Bp, Fp) if over_time and whole else _NOTHING
+        self.cells_first = zeros(Bp * Fp, Np) if over_time and whole else zeros(0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (*self.tape, *self.weights, *self.scratch, *self.pairs)
+        return sum(array.nbytes for array in (*arrays, self.columns, self.d_attention, self.cells_first))
 
 
 _local = threading.local()
@@ -101,11 +106,11 @@ _local = threading.local()
 
 def _arena(shape: _Shape, *, whole: bool) -> _Arena:
     arenas: dict[tuple[_Shape, bool], _Arena] = _local.__dict__.setdefault("arenas", {})
-    if (shape, whole) not in arenas:
-        while len(arenas) >= _ARENAS:
-            del arenas[next(iter(arenas))]
-        arenas[shape, whole] = _Arena(shape, whole)
-    return arenas[shape, whole]
+    arena = arenas.pop((shape, whole), None) or _Arena(shape, whole)
+    arenas[shape, whole] = arena  # last: the first is the one that was not used for longest
+    while len(arenas) > _ARENAS:
+        del arenas[next(iter(arenas))]
+    return arena
 
 
 class _One(NamedTuple):
@@ -131,6 +136,20 @@ class _One(NamedTuple):
 Arrays = list[np.ndarray | None]
 
 
+def _checked(inputs: Inputs) -> Inputs:
+    """The same, with shared samples in one piece, so that no variant copies them.
+
+    Raises:
+        IndexError: If a row is none of the samples: the machine code would read foreign memory.
+    """
+    x, rows = inputs.x, inputs.rows
+    if rows is not None and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < x.shape[1]:
+        raise IndexError(f"rows are {int(rows.min())} to {int(rows.max())}, but there are {x.shape[1]} samples.")
+    if x.stride(0) == 0 and not x[0].is_contiguous():
+        inputs = inputs._replace(x=x[0].contiguous().expand(x.shape))
+    return inputs if rows is None else inputs._replace(rows=rows.long())
+
+
 def _arrays(tensors: Iterable[Tensor | None]) -> Arrays:
     return [None if tensor is None else tensor.detach().numpy() for tensor in tensors]
 
@@ -146,6 +165,7 @@ def _take(arrays: Arrays, v: int, absent: Sequence[np.ndarray]) -> list[np.ndarr
 
 def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
     """See `Kernel.forward`. float32 on a CPU only."""
+    inputs = _checked(inputs)
     shape, count = _Shape.of(inputs, plan), len(inputs.x)
     B, T, H = shape.B, shape.T, shape.H
     new = inputs.h0.new_empty
@@ -171,6 +191,7 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
 
 def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     """See `Kernel.backward`."""
+    inputs = _checked(inputs)
     shape = _Shape.of(inputs, plan)
     out = _gradients_of(inputs, need_x)
     given, incoming, outgoing, tapes = _arrays(inputs), _arrays(grads), _arrays(out), _arrays(kept)
@@ -207,7 +228,13 @@ def classify(
         bias: [V, C].
         y: Labels [V, B], as `nn.loss.LOSSES` wants them.
         kind: Of the loss; the mean over the batch.
+
+    Raises:
+        IndexError: If a label is no class, or a row no sample.
     """
+    if kind == "multiclass" and not 0 <= int(y.min()) <= int(y.max()) < weight.shape[1]:
+        raise IndexError(f"labels are {int(y.min())} to {int(y.max())}, but there are {weight.shape[1]} classes.")
+    inputs = _checked(inputs)
     shape, count = _Shape.of(inputs, plan), len(inputs.h0)
     out = Classified(weight.new_empty(count), _gradients_of(inputs, False), _like(weight), _like(bias))
     given, head, outgoing, absent = _arrays(inputs), _arrays((weight, bias, y)), _arrays(out.inputs), _absent(shape)
@@ -230,17 +257,10 @@ def classify(
 def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
     """See `Kernel.memory`."""
     shape = _Shape(*sizes, _GATES[plan.gate_over], plan.precision == "bf16")
-    arena = _Arena(shape, whole=True)  # its pages are not touched, so it takes nothing
-    arrays = (
-        *arena.tape,
-        *arena.weights,
-        *arena.scratch,
-        *arena.pairs,
-        arena.columns,
-        arena.d_attention,
-        arena.cells_first,
-    )
-    return sum(array.nbytes for array in arrays), sum(t.nbytes for t in arena.tape) * plan.all_states
+    whole = plan.keep or plan.all_states
+    # Pages that are not written to are not taken.
+    arena = _Arena(shape, whole)
+    return arena.nbytes, sum(array.nbytes for array in arena.tape) * (plan.keep and plan.all_states)
 
 
 def _run(one: _One, shape: _Shape, arena: _Arena, tape: Tape) -> None:

@@ -19,11 +19,12 @@ def _cache_folder() -> Path | None:
     here = Path(__file__).parent
     sources = b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))
     name = hashlib.sha256(sources).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (here / "__pycache__" / name, home / "vmapens" / name):
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    for place in (here / "__pycache__", Path(caches) / "vmapens"):
         try:
+            folder = place.expanduser() / name
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
+        except (OSError, RuntimeError):  # not to be written; no home
             continue
         if os.access(folder, os.W_OK):
             return folder

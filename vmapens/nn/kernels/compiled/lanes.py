@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 LANES = 16 if _FEATURES.get("avx512f") else 8
-ROWS, COLUMNS = (8, 3) if LANES == 16 else (4, 3)  # of a tile, rows x registers: as many sums as registers hold
+ROWS = 8 if LANES == 16 else 4  # of a tile, by 3 registers at most: as many sums as registers hold
 PADDING = 16
 """Row lengths are padded to a multiple of this many elements, numbers of rows to a multiple of 8."""
 
@@ -149,7 +149,7 @@ def elementwise(inputs: int, outputs: int, scalars: int = 0) -> Callable[[Callab
     return decorate
 
 
-def reduction(inputs: int, start: float, combine: str, across: str) -> Callable[[Callable[..., Any]], Any]:
+def reduction(inputs: int, start: float, combine: str) -> Callable[[Callable[..., Any]], Any]:
     """Like `elementwise`, but the registers are combined (`maxnum` or `fadd`) into the one number that is returned."""
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -169,7 +169,7 @@ def reduction(inputs: int, start: float, combine: str, across: str) -> Callable[
                 elif combine == "fadd":
                     total = builder.fadd(total, one)
                 else:
-                    total = builder.call(_declared(builder, f"llvm.{across}.f32", [_FLOAT] * 2, _FLOAT), [total, one])
+                    total = builder.call(_declared(builder, f"llvm.{combine}.f32", [_FLOAT] * 2, _FLOAT), [total, one])
             return total
 
         return _function([types.int64] * (inputs + 1), generate, types.float32)

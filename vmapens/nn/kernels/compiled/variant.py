@@ -30,7 +30,7 @@ from vmapens.nn.kernels.compiled.lanes import (
 from vmapens.nn.kernels.compiled.matrix import multiply, multiply_pairs, narrow, pair_rows
 
 NO_GATE, FEATURE_GATE, TIME_GATE = 0, 1, 2
-_NEVER = np.float32(-1e30)  # score of a padded feature: its attention is exactly 0
+_NEVER = np.float32(-1e30)  # score of a padded feature: its attention is below 1e-37
 
 
 class Weights(NamedTuple):
@@ -105,17 +105,17 @@ def _scaled(a: Lanes, factor: Lanes) -> Lanes:
     return a * factor
 
 
-@reduction(1, -np.inf, "maxnum", "maxnum")
+@reduction(1, -np.inf, "maxnum")
 def _largest(a: Lanes) -> Lanes:
     return a
 
 
-@reduction(1, 0.0, "fadd", "")
+@reduction(1, 0.0, "fadd")
 def _sum(a: Lanes) -> Lanes:
     return a
 
 
-@reduction(3, 0.0, "fadd", "")
+@reduction(3, 0.0, "fadd")
 def _sum_of_products(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     return a * b * c
 
