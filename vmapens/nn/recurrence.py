@@ -187,15 +187,16 @@ class _ClassifierLoss(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.present = [tensor is not None for tensor in inputs[6:-1]]  # of the inputs after x, before the rows
-        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *of_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None or any(second is not None for second in of_gradients):
+            raise NotImplementedError(_ONCE)
         if ctx.needs_input_grad[5]:
             raise NotImplementedError(_NO_GRADIENT_OF_X)
-        weight, bias, *others = _Scaled.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        weight, bias, *others = (grad.view(-1, *[1] * (saved.dim() - 1)) * saved for saved in ctx.saved_tensors)
         of_others = iter(others)
         return None, None, weight, bias, None, None, *(next(of_others) if p else None for p in ctx.present), None
 
@@ -203,26 +204,4 @@ class _ClassifierLoss(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, kind: TaskKind, *tensors: Any) -> Any:
         folded = _fold(tensors, in_dims[2:], info.batch_size)
         results = _ClassifierLoss.apply(plan, kind, *folded)  # type: ignore[no-untyped-call]
-        return tuple(_unfold(result, info.batch_size) for result in results), (0,) * len(results)
-
-
-class _Scaled(torch.autograd.Function):
-    """(factor [V], tensors [V, ...]) -> the products; a Function only so that a second derivative is refused."""
-
-    @staticmethod
-    def forward(factor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(factor.view(-1, *[1] * (tensor.dim() - 1)) * tensor for tensor in tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(_ONCE)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor) -> Any:
-        folded = _fold(tensors, in_dims, info.batch_size)
-        results = _Scaled.apply(*folded)  # type: ignore[no-untyped-call]
         return tuple(_unfold(result, info.batch_size) for result in results), (0,) * len(results)

@@ -193,7 +193,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
 
 def version(device: torch.device) -> str:
     """The kernel that computes float32 there, and what made it: with other ones a variant's bytes differ."""
-    name = choose(device, torch.float32).__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    name: str = choose(device, torch.float32).__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     if name != "compiled":
         return name
     from vmapens.nn.kernels.compiled.lanes import LANES

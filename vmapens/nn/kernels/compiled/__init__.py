@@ -198,7 +198,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
     absent, size = _absent(shape), len(Tape._fields)
 
     def work(v: int) -> None:
-        arena, one = _arena(shape, whole=not tapes), _One(*_take(given, v, absent))
+        arena, one = _arena(shape, whole=True), _One(*_take(given, v, absent))
         if tapes:
             tape = Tape(*tapes[size * v : size * (v + 1)])  # type: ignore[arg-type]
             variant.pack(*one.parameters, shape.gate, arena.weights, arena.pairs)
