@@ -21,7 +21,7 @@ from vmapens.nn.loss import LOSSES, TaskKind
 
 _INPUTS = len(Inputs._fields)
 _ONCE = "the fused LSTM is differentiable once; use torch.nn.LSTM for second derivatives."
-_NO_GRADIENT_OF_X = "samples that are named by rows have no gradient; gather the batch first."
+_NO_GRADIENT_OF_X = "samples that are named by rows have no gradient, nor have their first states; gather them first."
 _NO_STATES = 0  # columns of the placeholder that stands where no tensor of states was asked for
 
 
@@ -64,10 +64,10 @@ def classifier_loss(
         kind: Of the loss.
 
     Returns:
-        The loss. Differentiable once, but not with respect to x.
+        The loss. Differentiable once, with respect to the parameters.
 
     Raises:
-        NotImplementedError: In the backward, if a gradient of x is asked for.
+        NotImplementedError: In the backward, if a gradient of x, h0 or c0 is asked for, or a second derivative.
         TypeError: If the tensors are not of one precision.
     """
     _check_precision((*inputs, weight, bias))
@@ -173,7 +173,7 @@ class _Gradient(torch.autograd.Function):
 
 
 class _ClassifierLoss(torch.autograd.Function):
-    """(plan, kind, weight, bias, y, *inputs) -> (loss, *gradients of weight, bias and the inputs after x)."""
+    """(plan, kind, weight, bias, y, *inputs) -> (loss, *gradients of weight, bias and the inputs' parameters)."""
 
     @staticmethod
     def forward(plan: Plan, kind: TaskKind, *tensors: Any) -> tuple[Tensor, ...]:
@@ -181,12 +181,12 @@ class _ClassifierLoss(torch.autograd.Function):
         inputs = Inputs(*rest)
         kernel: Any = choose(inputs.x.device, inputs.x.dtype)
         result = kernel.classify(inputs, plan, weight, bias, y, kind)
-        gradients = (result.weight, result.bias, *result.inputs[1:])
+        gradients = (result.weight, result.bias, *result.inputs[3:])
         return result.loss, *(gradient for gradient in gradients if gradient is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.present = [tensor is not None for tensor in inputs[6:-1]]  # of the inputs after x, before the rows
+        ctx.present = [tensor is not None for tensor in inputs[8:-1]]  # of the parameters, between c0 and the rows
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*output[1:])
 
@@ -194,11 +194,12 @@ class _ClassifierLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *of_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None or any(second is not None for second in of_gradients):
             raise NotImplementedError(_ONCE)
-        if ctx.needs_input_grad[5]:
+        if any(ctx.needs_input_grad[5:8]):
             raise NotImplementedError(_NO_GRADIENT_OF_X)
         weight, bias, *others = (grad.view(-1, *[1] * (saved.dim() - 1)) * saved for saved in ctx.saved_tensors)
         of_others = iter(others)
-        return None, None, weight, bias, None, None, *(next(of_others) if p else None for p in ctx.present), None
+        parameters = (next(of_others) if present else None for present in ctx.present)
+        return None, None, weight, bias, None, None, None, None, *parameters, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], plan: Plan, kind: TaskKind, *tensors: Any) -> Any:

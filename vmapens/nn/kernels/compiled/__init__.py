@@ -29,7 +29,7 @@ _ARENAS = 6  # shapes a thread keeps memory for: a full and a last batch, of tra
 
 
 class Classified(NamedTuple):
-    """Losses [V], gradients of the inputs, and of the linear layer's weight [V, C, H] and bias [V, C]."""
+    """Losses [V], gradients of the inputs' parameters, and of the linear layer's weight [V, C, H] and bias [V, C]."""
 
     loss: Tensor
     inputs: Gradients
@@ -193,7 +193,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
     """See `Kernel.backward`."""
     inputs = _checked(inputs)
     shape = _Shape.of(inputs, plan)
-    out = _gradients_of(inputs, need_x)
+    out = _gradients_of(inputs, without=() if need_x else ("x",))
     given, incoming, outgoing, tapes = _arrays(inputs), _arrays(grads), _arrays(out), _arrays(kept)
     absent, size = _absent(shape), len(Tape._fields)
 
@@ -219,7 +219,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
 def classify(
     inputs: Inputs, plan: Plan, weight: Tensor, bias: Tensor, y: Tensor, kind: Literal["binary", "multiclass"]
 ) -> Classified:
-    """Loss of a linear layer on the last hidden state, and all gradients, without leaving the variant's thread.
+    """Loss of a linear layer on the last hidden state, and its gradients, without leaving the variant's thread.
 
     Args:
         inputs: As in `Kernel.forward`.
@@ -236,7 +236,9 @@ def classify(
         raise IndexError(f"labels are {int(y.min())} to {int(y.max())}, but there are {weight.shape[1]} classes.")
     inputs = _checked(inputs)
     shape, count = _Shape.of(inputs, plan), len(inputs.h0)
-    out = Classified(weight.new_empty(count), _gradients_of(inputs, False), _like(weight), _like(bias))
+    out = Classified(
+        weight.new_empty(count), _gradients_of(inputs, without=("x", "h0", "c0")), _like(weight), _like(bias)
+    )
     given, head, outgoing, absent = _arrays(inputs), _arrays((weight, bias, y)), _arrays(out.inputs), _absent(shape)
     loss, d_weight, d_bias = out.loss.numpy(), out.weight.numpy(), out.bias.numpy()
 
@@ -285,8 +287,10 @@ def _run_backward(
         time_gate.attend_backward(
             one.x, one.rows, weights, tape.attention, arena.d_attention, arena.columns, arena.cells_first, s, d_x
         )
-    h0, c0, w_ih, w_hh, b_ih, b_hh, gate_weight, gate_bias = _take(out[1:], v, _NO_GATE)
-    h0[:], c0[:] = s.d_hidden[: shape.B, : shape.H], s.d_cells[: shape.B, : shape.H]
+    for own, grad in zip(out[1:3], (s.d_hidden, s.d_cells), strict=True):
+        if own is not None:
+            own[v] = grad[: shape.B, : shape.H]
+    w_ih, w_hh, b_ih, b_hh, gate_weight, gate_bias = _take(out[3:], v, _NO_GATE)
     variant.unpack(s, shape.gate, w_ih, w_hh, b_ih, gate_weight, gate_bias)
     b_hh[:] = b_ih
 
@@ -300,6 +304,7 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype)  # not empty_like: a stride of 0 would stay one
 
 
-def _gradients_of(inputs: Inputs, need_x: bool) -> Gradients:
-    wanted = (inputs.x if need_x else None, *inputs[1:-1])
-    return Gradients(*(None if tensor is None else _like(tensor) for tensor in wanted))  # type: ignore[arg-type]
+def _gradients_of(inputs: Inputs, *, without: tuple[str, ...]) -> Gradients:
+    """Room for the gradients of what is there."""
+    given = inputs._replace(**dict.fromkeys(without))[:-1]  # type: ignore[arg-type]
+    return Gradients(*(None if tensor is None else _like(tensor) for tensor in given))  # type: ignore[arg-type]
