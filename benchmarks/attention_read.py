@@ -6,7 +6,6 @@ Before each turn the system forgets the files' pages; afterwards it is asked whi
 import argparse
 import json
 import mmap
-import os
 import resource
 import statistics
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from benchmarks.harness import cores
 from benchmarks.page_cache import forget, resident
 from vmapens import arrow
 from vmapens.run import FORMAT_VERSION, RunPaths, open_run, write_json, write_parquet
@@ -97,7 +97,7 @@ def measure(
         result[f"{name}_s"] = round(statistics.median(seconds[name]), 4)
         result[f"{name}_min_s"], result[f"{name}_max_s"] = round(min(seconds[name]), 4), round(max(seconds[name]), 4)
     result["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    result["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    result["cores"] = cores()
     return {**result, "versions": versions(torch.device("cpu"))}
 
 

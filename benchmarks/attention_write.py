@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.harness import cores
 from vmapens import arrow
 from vmapens.ensemble.stack import Stack, stack_modules
 from vmapens.ensemble.step import attend
@@ -97,7 +98,7 @@ def measure(
     hidden = medians["compute"] + medians["write"] - medians["both"]
     result["hidden"] = round(hidden / min(medians["compute"], medians["write"]), 3)
     result["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    result["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    result["cores"] = cores()
     return {**result, "versions": versions(torch.device("cpu"))}
 
 

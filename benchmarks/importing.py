@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.harness import cores
 from vmapens.cohort.importers.physionet2012 import import_physionet2012
 
 ARCHIVE = "physionet2012-set-a.tar.xz"
@@ -50,7 +51,7 @@ def measure(archive: Path, repeats: int = 3) -> dict[str, object]:
         seconds, _ = _timed(lambda: _import(archive))
         timings["import"].append(seconds)
     result: dict[str, object] = {"benchmark": "import", "archive": archive.name, "bytes": size, "repeats": repeats}
-    result["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    result["cores"] = cores()
     for name, seconds_of in timings.items():
         result[f"{name}_s"] = round(statistics.median(seconds_of), 4)
         result[f"{name}_min_s"], result[f"{name}_max_s"] = round(min(seconds_of), 4), round(max(seconds_of), 4)

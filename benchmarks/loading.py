@@ -66,11 +66,11 @@ def load(folder: Path) -> dict[str, float]:
 
     # Writing 5 makes the kernel forget the peak of the imports.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
+    before = status("VmRSS")
     start = time.perf_counter()
     cohort = load_cohort(CohortSpec(path=str(folder), task="y"))
     seconds = time.perf_counter() - start
-    growth = _status("VmHWM") - before
+    growth = status("VmHWM") - before
     tensor = cohort.x.nbytes / 2**20
     file_mib = (folder / SERIES_FILE).stat().st_size / 2**20
     return {
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(json.dumps({"benchmark": "load", **measure(**vars(options))}) + "\n")
 
 
-def _status(key: str) -> float:
+def status(key: str) -> float:
     """A line of /proc/self/status (Linux) in MiB."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     if found is None:

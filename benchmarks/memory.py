@@ -2,12 +2,13 @@
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from benchmarks.loading import status
 
 _ROOT = Path(__file__).parent.parent
 
@@ -41,9 +42,9 @@ def train(folder: str, options: dict[str, object]) -> dict[str, object]:
         variants=VariantSpec(init_seeds=tuple(range(int(str(options["variants"]))))),
     )
     ready = plan(spec)
-    planned = _status("VmRSS")
+    planned = status("VmRSS")
     execute(ready, Path(folder, "run"))
-    peak, predicted = _status("VmHWM"), ready.needs.memory_mib
+    peak, predicted = status("VmHWM"), ready.needs.memory_mib
     return {
         "predicted_mib": round(predicted, 1),
         "peak_mib": round(peak, 1),
@@ -61,13 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--attend-over", default="feature")
     sys.stdout.write(json.dumps(measure(parser.parse_args(arguments))) + "\n")
-
-
-def _status(key: str) -> float:
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"no {key} in /proc/self/status: this measurement needs Linux")
-    return int(found[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """An arm in a process of its own: for JAX, whose threads would share the cores with torch's, and for peak memory."""
 
 import multiprocessing
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import Connection
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.arms import Named, build
+from benchmarks.loading import status
 from benchmarks.problem import Problem
 
 
@@ -115,8 +115,4 @@ def _watch(connection: Connection, work: Callable[..., object], arguments: tuple
 def _most_mib() -> float | None:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"), re.MULTILINE)
-    return round(int(found[1]) / 1024, 1) if found else None
+    return round(status("VmHWM"), 1) if Path("/proc/self/status").exists() else None
