@@ -21,8 +21,9 @@ import torch
 from benchmarks.harness import cores
 from benchmarks.page_cache import forget, resident
 from vmapens import arrow
-from vmapens.run import FORMAT_VERSION, RunPaths, open_run, write_json, write_parquet
-from vmapens.training import versions
+from vmapens.directory import FORMAT_VERSION, RunPaths, write_json, write_parquet
+from vmapens.manifest import versions
+from vmapens.run import open_run
 
 
 def make_run(folder: Path, attention: np.ndarray, *, block: int) -> RunPaths:

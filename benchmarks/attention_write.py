@@ -22,9 +22,9 @@ from benchmarks.harness import cores
 from vmapens import arrow
 from vmapens.ensemble.stack import Stack, stack_modules
 from vmapens.ensemble.step import attend
+from vmapens.manifest import versions
 from vmapens.nn.attention_lstm import AttentionLSTM
 from vmapens.nn.threads import spread_over
-from vmapens.training import versions
 
 _PASS = 16  # variants handed to the writer at a time, as `vmapens.attention` does
 _HIDDEN = 32

@@ -28,11 +28,12 @@ from benchmarks.harness import (
 from benchmarks.problem import SIZES, Problem
 from benchmarks.process import peak_mib
 from benchmarks.script import SCRIPTS
-from vmapens.ensemble.epoch import Block, train_epoch
+from vmapens.ensemble.block import Block
+from vmapens.ensemble.epoch import train_epoch
 from vmapens.ensemble.seeds import construct, orders
 from vmapens.ensemble.stack import stack_modules
 from vmapens.nn.threads import spread_over
-from vmapens.training import plan
+from vmapens.plan import plan
 
 ARMS = "abc"
 VARIANTS_TIMED = {"b": 8, "c": 2}
@@ -68,7 +69,6 @@ class Ensemble:
         stack = stack_modules(modules, len(table)).to(self._ready.device)
         self._data = experiment.data
         self._block = Block.start(stack, table, list(orders(factory, table, len(self._data.x))))
-        self._epochs = 0
 
     def settings(self) -> AbstractContextManager[None]:
         """As `vmapens train`."""
@@ -76,12 +76,9 @@ class Ensemble:
 
     def epoch(self) -> np.ndarray:
         """See `EpochArm`."""
-        self._epochs += 1
         ready = self._ready
-        scores = train_epoch(
-            ready.model, self._block, self._data, ready.spec.train, epoch=self._epochs, width=ready.needs.width
-        )
-        return scores.select("train_loss", "valid_loss", "valid_auroc").to_numpy().T
+        train_epoch(ready.model, self._block, self._data, ready.spec.train, width=ready.needs.width)
+        return self._block.history[-1].select("train_loss", "valid_loss", "valid_auroc").to_numpy().T
 
     def parameters(self) -> Named:
         """See `EpochArm`."""

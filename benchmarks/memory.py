@@ -31,8 +31,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def train(folder: str, options: dict[str, object]) -> dict[str, object]:
     """Train one epoch and look at this process."""
+    from vmapens.plan import plan
     from vmapens.spec import CohortSpec, ModelSpec, RunSpec, TrainSpec, VariantSpec
-    from vmapens.training import execute, plan
+    from vmapens.training import execute
 
     model = ModelSpec(hidden=options["hidden"], attend_over=options["attend_over"])  # type: ignore[arg-type]
     spec = RunSpec(

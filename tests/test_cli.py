@@ -360,7 +360,7 @@ def test_a_failed_variant_is_warned_of_and_not_exported(cohort, tmp_path, capsys
     line = ["train", str(cohort), "--task", "outcome", "--variants", "2", "--epochs", "1", "--lr", "1e38", "--json"]
     assert _main([*line, "--out", str(tmp_path / "run")]) == 0
     streams = capsys.readouterr()
-    assert "warning: 2 variants have no finite score in any epoch" in streams.err
+    assert "warning: 2 of 2 variants diverged and are left out below (0, 1)" in streams.err
     assert json.loads(streams.out, parse_constant=pytest.fail)["summary"] == []
     refused(capsys, ["export", tmp_path / "run", "--variant", "1", "--out", tmp_path / "v.pt"], "variant 1 failed")
 

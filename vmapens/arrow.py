@@ -193,6 +193,17 @@ class AttentionFile:
             self._file = pa.ipc.open_file(self._buffer)
         self._batches = self._file.num_record_batches // variants
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the file says of itself; see `attention_schema`."""
+        metadata: dict[str, Any] = json.loads((self._file.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        return metadata
+
+    @property
+    def samples(self) -> list[str]:
+        """Ids of the rows of each variant."""
+        return list(self._places)
+
     def rows(self, variant: int, samples: Sequence[str]) -> list[np.ndarray]:
         """Attention of some samples under one variant.
 

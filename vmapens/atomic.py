@@ -29,6 +29,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except Exception as error:
         # Polars and safetensors have errors of their own for what the system refuses; their text ends in its number.
         if isinstance(error, OSError) or "(os error" in str(error):
@@ -39,6 +40,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, and come before the next one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove the temporary files below a folder that processes which were killed have left there."""
+    for path in root.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

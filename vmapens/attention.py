@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vmapens import arrow
 from vmapens.atomic import atomic_path
+from vmapens.checksum import read_list
 from vmapens.cohort.load import Cohort, load_cohort, raw_values
+from vmapens.directory import finish_run, occupy, write_parquet
 from vmapens.ensemble import metrics
 from vmapens.ensemble.memory import ATTENTION_PASS_MIB
 from vmapens.ensemble.seeds import Factory, construct
@@ -22,7 +24,7 @@ from vmapens.ensemble.step import attend, predict
 from vmapens.errors import RunError, SpecError, StackError
 from vmapens.nn.kernels import compute_device, use_kernel
 from vmapens.nn.threads import spread_over
-from vmapens.run import Run, open_run, write_parquet
+from vmapens.run import Run, open_run
 
 _EVALUATED = ("valid", "test")
 _GROUP = 16  # variants per pass over the samples, fewer where their results would take more than ATTENTION_PASS_MIB
@@ -157,14 +159,38 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
                 for split in rows
                 for name in metrics.metrics_for(kind)
             ]
-    write_parquet(run.paths.metrics, pl.concat(scores).sort("variant", "split", "metric"))
+    status = run.variants.select("variant", "status")
+    write_parquet(run.paths.metrics, pl.concat(scores).sort("variant", "split", "metric").join(status, on="variant"))
+
+
+def write_missing(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor, device: torch.device) -> None:
+    """Bring the attention files of a run that was just trained up to date with its weights.
+
+    Args:
+        run: A run whose blocks are done; parts of other weights, or cut short, are written again.
+        model: One module of its architecture.
+        cohort: The cohort it was trained on.
+        rows: Row numbers of the samples to save, if none are saved yet.
+        device: Where to compute.
+    """
+    parts: dict[int, list[str]] = {}
+    for sample, part in run.attention_parts.items():
+        parts.setdefault(part, []).append(sample)
+    if not parts and len(rows):
+        parts = {0: [cohort.samples[row] for row in rows.tolist()]}
+    for part, samples in parts.items():
+        for block in run.blocks:
+            if not _is_current(run, block, part, samples):
+                _write_part(run, model, cohort, samples, block, part, device)
+    if parts:
+        _write_index(run, cohort, {sample: part for part, samples in parts.items() for sample in samples})
 
 
 def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor, device: torch.device) -> list[str]:
     """Write the attention of samples that are not saved yet, as one more part of each block, and what they look like.
 
     Args:
-        run: A run whose blocks are done.
+        run: A finished run.
         model: One module of its architecture.
         cohort: The cohort it was trained on.
         rows: Row numbers of the samples.
@@ -179,50 +205,78 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     if cohort.fingerprint != run.manifest["cohort"]["fingerprint"]:
         raise RunError(f"{run.paths.root} was trained on another cohort: its fingerprint differs; give the same files.")
     before = run.attention_parts
-    rows = torch.tensor([row for row in rows.tolist() if cohort.samples[row] not in before], dtype=torch.int64)
-    if len(rows) == 0:
-        return []
-    samples = [cohort.samples[row] for row in rows.tolist()]
+    samples = [cohort.samples[row] for row in rows.tolist() if cohort.samples[row] not in before]
+    if samples:
+        part = max(before.values(), default=-1) + 1
+        for block in run.blocks:
+            _write_part(run, model, cohort, samples, block, part, device)
+        _write_index(run, cohort, {**before, **dict.fromkeys(samples, part)})
+    return samples
+
+
+def _is_current(run: Run, block: tuple[int, int], part: int, samples: list[str]) -> bool:
+    """Whether a file is whole and holds the attention of these samples under the weights that the block has now."""
+    start, stop = block
+    try:
+        file = arrow.AttentionFile(run.paths.attention(start, stop, part), start, stop - start)
+        return file.metadata.get("weights") == run.paths.finished(block).weights and file.samples == samples
+    except RunError:
+        return False
+
+
+def _write_part(
+    run: Run,
+    model: torch.nn.Module,
+    cohort: Cohort,
+    samples: list[str],
+    block: tuple[int, int],
+    part: int,
+    device: torch.device,
+) -> None:
+    places = {sample: row for row, sample in enumerate(cohort.samples)}
+    rows = torch.tensor([places[sample] for sample in samples])
     y, x = cohort.y[rows].numpy(), cohort.x[rows].to(device)
-    part = max(before.values(), default=-1) + 1
     sizes = attention_sizes(model, cohort.x[:1])
-    schema = arrow.attention_schema(sizes, run.manifest["model"]["outputs"], _metadata(run))
+    metadata = {**_metadata(run), "weights": run.paths.finished(block).weights}
+    schema = arrow.attention_schema(sizes, run.manifest["model"]["outputs"], metadata)
     mib = 4 * len(rows) * np.prod(sizes) / 2**20
-    written, predictions = _written_probabilities(run, samples)
+    written, predictions = _written_probabilities(run, samples, block)
     others = np.setdiff1d(np.arange(len(samples)), written)
-    for start, stop in run.blocks:
-        with arrow.write_attention(run.paths.attention(start, stop, part), schema) as writer:
-            for first, stack in _groups(run, [(start, stop)], device, float(mib)):
-                count = len(stack.theta)
-                probability = np.empty((count, len(samples), *predictions.shape[2:]), np.float32)
-                probability[:, written] = predictions[first : first + count]
-                if len(others):
-                    probability[:, others] = predict(model, cohort.task.kind, stack, x[others], batch=1).cpu().numpy()
-                step = len(samples) if count > 1 else arrow.BATCH_ROWS  # a pass over one variant may still be too much
-                for begin in range(0, len(samples), step):
-                    own = slice(begin, begin + step)
-                    weights = attend(model, stack, x[own]).cpu().numpy()
-                    writer.write(first, samples[own], y[own], probability[:, own], weights)
-    index = {**before, **dict.fromkeys(samples, part)}
+    with arrow.write_attention(run.paths.attention(*block, part), schema) as writer:
+        for first, stack in _groups(run, [block], device, float(mib)):
+            count, at = len(stack.theta), first - block[0]
+            probability = np.empty((count, len(samples), *predictions.shape[2:]), np.float32)
+            probability[:, written] = predictions[at : at + count]
+            if len(others):
+                probability[:, others] = predict(model, cohort.task.kind, stack, x[others], batch=1).cpu().numpy()
+            step = len(samples) if count > 1 else arrow.BATCH_ROWS  # a pass over one variant may still be too much
+            for begin in range(0, len(samples), step):
+                own = slice(begin, begin + step)
+                weights = attend(model, stack, x[own]).cpu().numpy()
+                writer.write(first, samples[own], y[own], probability[:, own], weights)
+
+
+def _write_index(run: Run, cohort: Cohort, index: dict[str, int]) -> None:
+    """Write what the saved samples look like, and, last, which part holds which."""
     saved = torch.tensor([row for row, sample in enumerate(cohort.samples) if sample in index], dtype=torch.int64)
     _write_inputs(run, cohort, saved)
     frame = pl.DataFrame(
         {"sample": list(index), "part": list(index.values())}, schema={"sample": pl.String, "part": pl.Int32}
     )
     write_parquet(run.paths.attention_index, frame)
-    return samples
 
 
-def _written_probabilities(run: Run, samples: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the samples predictions.parquet holds, and their probabilities [V, S, ...] as they stand there."""
-    own = run.predictions.filter(pl.col("sample").is_in(samples))
+def _written_probabilities(run: Run, samples: list[str], block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the samples predictions.parquet holds, and their probabilities [v, S, ...] under a block's variants."""
+    start, stop = block
+    own = run.predictions.filter(pl.col("sample").is_in(samples), pl.col("variant").is_between(start, stop - 1))
     places = {sample: place for place, sample in enumerate(samples)}
     own = own.with_columns(place=pl.col("sample").replace_strict(places, return_dtype=pl.Int32)).sort(
         "variant", "place"
     )
     written = own["place"].unique().sort().to_numpy()
     values = own["probability"].to_numpy()
-    return written, values.reshape(len(run.variants), len(written), *values.shape[1:])
+    return written, values.reshape(stop - start, len(written), *values.shape[1:])
 
 
 def _metadata(run: Run) -> dict[str, object]:
@@ -270,5 +324,9 @@ def attend_samples(
     module = run.model() if model is None else construct(model, 0)[0]
     if columns_of(module) != run.weights(block=run.blocks[0]).columns:
         raise RunError(f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own.")
-    with spread_over():
-        return write_samples(run, module, cohort, rows, compute_device(run.spec.train))
+    with occupy(path, overwrite=False, resume=True), spread_over():
+        run = open_run(path)  # as it is now that no other process can change it
+        written = write_samples(run, module, cohort, rows, compute_device(run.spec.train))
+        if written:
+            finish_run(run.paths, run.manifest, unchanged=read_list(path))
+    return written

@@ -7,9 +7,10 @@ Results go to standard output, everything else to standard error. Exit status: 0
 import json
 import math
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +32,9 @@ from vmapens.spec import (
     whole_numbers,
 )
 from vmapens.terminal import TrainingProgress, say, summary_lines
+
+if TYPE_CHECKING:
+    from vmapens.training import Care
 
 # The rooms below import torch and polars, which takes seconds: each command imports what it needs, when it runs.
 
@@ -171,6 +175,8 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Samples per step (default 64).")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate (default 5e-4).")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 term of Adam (default 1e-6).")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of a variant's gradient (default any).")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop a variant so many epochs after its best one.")] = None,
     select_by: Annotated[str | None, typer.Option(help="Metric that chooses each epoch (default auroc).")] = None,
     select_on: Annotated[SelectOn | None, typer.Option(help="Split that chooses (default valid); test leaks.")] = None,
     snapshots: Annotated[str | None, typer.Option(help="Epochs whose weights are kept as well: 1,5,15.")] = None,
@@ -181,9 +187,11 @@ def train(
     block: Annotated[str | None, typer.Option(help="Variants per block of files: auto or N.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the kernels.")] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Minutes between checkpoints; 0: each epoch.")] = 5.0,
+    max_failed: Annotated[int | None, typer.Option(help="Stop once more variants have diverged.")] = None,
     drop_state: Annotated[bool, typer.Option("--drop-state", help="Keep no optimiser state.")] = False,
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the finished blocks of an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; also with more epochs or variants.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say parameters, memory and disk, then stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -196,6 +204,7 @@ def train(
         | {"indicators": indicators, "unmatched": unmatched},
         "model": {"name": model, "hidden": hidden, "attend_over": attend_over, "freeze_attention": freeze_attention},
         "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+        | {"clip_norm": clip_norm, "patience": patience}
         | {
             "select_by": select_by,
             "select_on": select_on,
@@ -214,7 +223,10 @@ def train(
         raise SpecError("--resume keeps a run and --overwrite removes it: give one of them.")
     if out is None and not dry_run:
         raise SpecError("--out is missing: name the run directory to write.")
-    _train(spec, out, drop_state=drop_state, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
+    from vmapens.training import Care
+
+    care = Care(checkpoint_minutes=checkpoint_every, max_failed=max_failed, drop_state=drop_state)
+    _train(spec, out, care=care, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
 
 
 def _given(table: Table) -> Table:
@@ -254,9 +266,17 @@ def _block(text: str | None) -> int | str | None:
 
 
 def _train(
-    spec: RunSpec, out: Path | None, *, drop_state: bool, overwrite: bool, resume: bool, dry_run: bool, as_json: bool
+    spec: RunSpec,
+    out: Path | None,
+    *,
+    care: "Care",
+    overwrite: bool,
+    resume: bool = False,
+    dry_run: bool = False,
+    as_json: bool,
 ) -> None:
-    from vmapens.training import execute, plan
+    from vmapens.plan import plan
+    from vmapens.training import execute
 
     ready = plan(spec)
     for warning in ready.cohort.warnings:
@@ -268,7 +288,7 @@ def _train(
         sizes = {
             "variants": len(ready.table),
             "parameters_per_variant": needs.parameters,
-            "blocks": len(ready.blocks),
+            "blocks": math.ceil(len(ready.table) / needs.block),
             "block": needs.block,
             "width": needs.width,
             "memory_mib": round(needs.memory_mib),
@@ -280,19 +300,26 @@ def _train(
         return
     progress = TrainingProgress()
     try:
-        run = execute(ready, out, overwrite=overwrite, resume=resume, drop_state=drop_state, listener=progress)
+        run = execute(ready, out, overwrite=overwrite, resume=resume, care=care, listener=progress)
     finally:
         progress.stop()
     failed = run.variants.filter(status="failed")["variant"].to_list()
     if failed:
         some = ", ".join(map(str, failed[:5]))
-        say(f"warning: {len(failed)} variants have no finite score in any epoch and are left out below ({some}).")
+        say(f"warning: {len(failed)} of {len(run.variants)} variants diverged and are left out below ({some}).")
     summary = run.summary().to_dicts()
     if as_json:
-        table = {"out": str(out), "variants": len(run.variants), "spec": to_table(spec), "summary": summary}
+        table = {
+            "out": str(out),
+            "variants": len(run.variants),
+            "failed": failed,
+            "spec": to_table(spec),
+            "summary": summary,
+        }
         typer.echo(_json(table))
     else:
-        typer.echo("\n".join([f"{len(run.variants)} variants in {out}", *summary_lines(summary)]))
+        count = f"{len(run.variants)} variants" + (f", {len(failed)} of them failed," if failed else "")
+        typer.echo("\n".join([f"{count} in {out}", *summary_lines(summary)]))
 
 
 @app.command()
@@ -312,7 +339,8 @@ def demo(
 
     from vmapens.cohort.schema import INFO_FILE, read_info
     from vmapens.cohort.synthetic import SOURCE, make_synthetic
-    from vmapens.run import require_no_run
+    from vmapens.directory import require_no_run
+    from vmapens.training import Care
 
     cohort = Path(f"{out}-cohort")
     line = {"cohort": {"path": str(cohort), "task": "outcome"}, "train": {"epochs": 10, "lr": 2e-3}}
@@ -322,7 +350,7 @@ def demo(
         shutil.rmtree(cohort)
     make_synthetic(cohort, samples=2000, steps=48, features=24, seed=0)
     say(f"a synthetic cohort of 2000 stays is in {cohort}")
-    _train(spec, out, drop_state=False, overwrite=overwrite, resume=False, dry_run=False, as_json=as_json)
+    _train(spec, out, care=Care(), overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -369,6 +397,7 @@ def main() -> None:
 def _main(arguments: list[str]) -> int:
     if arguments in ([], ["import"]):
         arguments = [*arguments, "--help"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is an interrupt, too
     try:
         result: Any = app(arguments, standalone_mode=False)
         status = result if isinstance(result, int) else 0
@@ -386,5 +415,6 @@ def _main(arguments: list[str]) -> int:
     if status == _INTERRUPTED:
         resuming = [word for word in arguments if word not in ("--overwrite", "--resume")] + ["--resume"]
         how = f" To go on: {shlex.join(['vmapens', *resuming])}" if arguments[:1] == ["train"] else ""
-        say(f"interrupted; finished blocks of a run are kept.{how}")
+        kept = " Finished blocks and the last checkpoint are kept." if how else ""
+        say(f"interrupted.{kept}{how}")
     return status

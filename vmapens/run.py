@@ -1,7 +1,5 @@
-"""The run directory: where each file stands, how it is written, and `open_run`, which reads everything back."""
+"""`open_run`: everything that a run directory holds, read back piece by piece."""
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,152 +8,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import safetensors
 import safetensors.torch
 import torch
 
 from vmapens import arrow
-from vmapens.atomic import atomic_path, write_text
+from vmapens.atomic import atomic_path
 from vmapens.cohort.schema import Task
-from vmapens.ensemble.stack import Column, Stack
-from vmapens.errors import OutputError, RunError, SpecError, first_line
+from vmapens.directory import HISTORY, RunPaths, read_manifest
+from vmapens.ensemble.stack import Stack
+from vmapens.errors import RunError, SpecError, first_line
 from vmapens.nn.factory import model_factory
 from vmapens.spec import RunSpec, from_table
-
-FORMAT_VERSION = 1
-
-
-def block_name(start: int, stop: int) -> str:
-    """Folder name of variants start..stop-1; the last number is inclusive.
-
-    >>> block_name(0, 256)
-    '000000-000255'
-    """
-    return f"{start:06d}-{stop - 1:06d}"
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """The names of a run directory's files."""
-
-    root: Path
-
-    @property
-    def manifest(self) -> Path:
-        """run.json: resolved spec, versions, cohort fingerprint, command, state."""
-        return self.root / "run.json"
-
-    @property
-    def variants(self) -> Path:
-        """The table of variants, and for each its status and kept epoch."""
-        return self.root / "variants.parquet"
-
-    @property
-    def splits(self) -> Path:
-        """Columns sample, split."""
-        return self.root / "splits.parquet"
-
-    @property
-    def features(self) -> Path:
-        """Columns index, feature, unit, group, mean, std (of the training split)."""
-        return self.root / "features.parquet"
-
-    @property
-    def metrics(self) -> Path:
-        """Columns variant, split, metric, value, of the kept epoch."""
-        return self.root / "metrics.parquet"
-
-    @property
-    def predictions(self) -> Path:
-        """Columns variant, sample, split, y, probability."""
-        return self.root / "predictions.parquet"
-
-    @property
-    def attention_index(self) -> Path:
-        """Columns sample, part: which part of each block's folder holds which sample."""
-        return self.root / "attention" / "index.parquet"
-
-    @property
-    def inputs(self) -> Path:
-        """What the saved samples looked like."""
-        return self.root / "attention" / "inputs.arrow"
-
-    def block(self, start: int, stop: int) -> Path:
-        """Folder of one block."""
-        return self.root / "blocks" / block_name(start, stop)
-
-    def attention(self, start: int, stop: int, part: int) -> Path:
-        """One attention file."""
-        return self.root / "attention" / f"block={block_name(start, stop)}" / f"part-{part}.arrow"
-
-
-def create_run(root: Path, *, overwrite: bool) -> RunPaths:
-    """Make an empty run directory.
-
-    Raises:
-        RunError: If something is there already and `overwrite` is not set, or it is no run.
-        OutputError: If it cannot be written.
-    """
-    paths = RunPaths(root)
-    require_no_run(root, overwrite=overwrite)
-    try:
-        if root.exists():
-            shutil.rmtree(root)
-        paths.block(0, 1).parent.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
-    return paths
-
-
-def require_no_run(root: Path, *, overwrite: bool) -> None:
-    """Say before any work that a run cannot go here.
-
-    Raises:
-        RunError: If something is there already and `overwrite` is not set, or it is no run.
-    """
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return
-    if not overwrite:
-        raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
-    if not RunPaths(root).manifest.exists():
-        raise RunError(f"{root} is not a run (it has no run.json): it is not overwritten; choose another --out.")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Write a Parquet file atomically."""
-    with atomic_path(path) as temporary:
-        frame.write_parquet(temporary)
-
-
-def write_weights(path: Path, stack: Stack, **others: torch.Tensor) -> None:
-    """Write theta [v, P] with its column table, and further tensors, as one safetensors file, atomically."""
-    columns = json.dumps([[c.name, c.start, c.stop, list(c.shape), c.trained] for c in stack.columns])
-    with atomic_path(path) as temporary:
-        tensors = {"theta": stack.theta.cpu().contiguous(), **{k: t.cpu().contiguous() for k, t in others.items()}}
-        safetensors.torch.save_file(tensors, temporary, metadata={"columns": columns})
-
-
-def read_weights(path: Path) -> Stack:
-    """Read what `write_weights` wrote: theta and its columns.
-
-    Raises:
-        RunError: If the file is missing or cannot be read.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            columns = json.loads(file.metadata()["columns"])
-            theta = file.get_tensor("theta")
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path} cannot be read as weights ({error}): "
-            f"remove {path.parent} and run the same `vmapens train` with --resume."
-        ) from error
-    return Stack(theta, tuple(Column(name, a, b, tuple(shape), trained) for name, a, b, shape, trained in columns))
+from vmapens.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -183,7 +47,7 @@ class Run:
 
     @cached_property
     def variants(self) -> pl.DataFrame:
-        """The table of variants with status and kept epoch."""
+        """The table of variants with status, kept epoch and number of trained epochs."""
         return self._parquet(self.paths.variants)
 
     @cached_property
@@ -209,7 +73,7 @@ class Run:
     @cached_property
     def history(self) -> pl.DataFrame:
         """Columns variant, epoch, train_loss, valid_loss, and the metric of the kept epoch; all blocks."""
-        return pl.concat([self._parquet(self.paths.block(*block) / "history.parquet") for block in self.blocks])
+        return pl.concat([self._parquet(self.paths.block(*block) / HISTORY) for block in self.blocks])
 
     @cached_property
     def inputs(self) -> pl.DataFrame:
@@ -331,24 +195,6 @@ class Run:
             raise RunError(
                 f"{path} cannot be read ({first_line(error)}); train the run again or --resume it."
             ) from error
-
-
-def read_manifest(paths: RunPaths) -> dict[str, Any]:
-    """Read run.json.
-
-    Raises:
-        RunError: If there is no run, or it is of another format version.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads(paths.manifest.read_text(encoding="utf-8"))
-        version, _ = manifest["format_version"], manifest["state"]
-    except FileNotFoundError:
-        raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{paths.manifest} cannot be read ({error}).") from error
-    if version != FORMAT_VERSION:
-        raise RunError(f"{paths.manifest}: format version {version}, this vmapens reads {FORMAT_VERSION}.")
-    return manifest
 
 
 def open_run(path: Path | str) -> Run:

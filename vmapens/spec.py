@@ -99,6 +99,8 @@ class TrainSpec:
         batch_size: Samples per step; the last batch of an epoch may be smaller.
         lr: Adam's learning rate, one number, or one per variant in the order of their table.
         weight_decay: L2 term added to the gradient, one number or one per variant.
+        clip_norm: Largest Euclidean norm of a variant's gradient, which is scaled down to it; 0 leaves it as it is.
+        patience: Epochs without a better score after which a variant stops training; 0: never.
         select_by: Metric of the kept epoch; "" chooses `auroc` for a binary task, `balanced_accuracy` otherwise.
         select_on: Split on which the epoch is chosen. `test` leaks and exists to replicate the paper.
         snapshots: Epochs whose weights are kept as well (0 is the initialisation).
@@ -111,6 +113,8 @@ class TrainSpec:
     batch_size: int = 64
     lr: float | tuple[float, ...] = 5e-4
     weight_decay: float | tuple[float, ...] = 1e-6
+    clip_norm: float = 0.0
+    patience: int = 0
     select_by: str = ""
     select_on: SelectOn = "valid"
     snapshots: tuple[int, ...] = ()
@@ -124,6 +128,8 @@ class TrainSpec:
             _require(0 < entry < float("inf"), "lr", entry, "finite and above 0")
         for entry in self.weight_decay if isinstance(self.weight_decay, tuple) else (self.weight_decay,):
             _require(0 <= entry < float("inf"), "weight_decay", entry, "finite and 0 or more")
+        _require(0 <= self.clip_norm < float("inf"), "clip_norm", self.clip_norm, "finite and above 0, or 0 for none")
+        _require(self.patience >= 0, "patience", self.patience, "1 or more, or 0 for none")
         beyond = [epoch for epoch in self.snapshots if not 0 <= epoch <= self.epochs]
         _require(not beyond, "snapshots", list(self.snapshots), f"epochs from 0 to {self.epochs}")
 

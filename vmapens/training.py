@@ -1,40 +1,47 @@
-"""From a cohort to a run directory: blocks of variants x epochs, the best epoch of each variant kept.
+"""From a plan to a run directory: blocks of variants x epochs, the best epoch of each variant kept.
 
-A variant's arithmetic never meets another's, so blocks change no byte of a result (on a CPU, for built-in models).
+A variant's arithmetic never meets another's, so blocks change no byte of a result (on a CPU, for built-in models), and
+neither does going on from a checkpoint: a block's state between two epochs is all that its next epoch depends on.
 """
 
 import dataclasses
-import json
-import platform
-import sys
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import numpy as np
 import polars as pl
-import pyarrow
-import torch
-from torch import Tensor
 
-import vmapens
 from vmapens import attention as attention_room
-from vmapens.cohort.load import Cohort, load_cohort
-from vmapens.ensemble import metrics
-from vmapens.ensemble.epoch import Block, Data, train_epoch
-from vmapens.ensemble.memory import Needs, Width, needs
-from vmapens.ensemble.seeds import Factory, construct, orders, variant_table
-from vmapens.ensemble.stack import columns_of, stack_modules
-from vmapens.ensemble.step import attend, gradients, predict
-from vmapens.errors import RunError, SpecError, StackError, VmapensError, first_line
-from vmapens.nn import kernels
-from vmapens.nn.factory import model_factory
-from vmapens.nn.kernels import compute_device, use_kernel, use_precision
-from vmapens.nn.loss import targets
+from vmapens.checkpoint import restore, trained_epochs, write_checkpoint
+from vmapens.checksum import checksums, damaged
+from vmapens.cohort.load import Cohort
+from vmapens.directory import (
+    BEST,
+    DONE,
+    HISTORY,
+    LAST,
+    STATE,
+    finish_run,
+    occupy,
+    read_manifest,
+    snapshot_name,
+    write_json,
+    write_parquet,
+)
+from vmapens.ensemble.block import FAILED, Block
+from vmapens.ensemble.epoch import Data, train_epoch
+from vmapens.ensemble.memory import Width
+from vmapens.ensemble.seeds import Factory, construct, orders
+from vmapens.ensemble.stack import stack_modules
+from vmapens.errors import RunError, SpecError
+from vmapens.manifest import go_on, manifest_of
+from vmapens.nn.kernels import use_precision
 from vmapens.nn.threads import spread_over
-from vmapens.run import Run, RunPaths, create_run, open_run, read_manifest, write_json, write_parquet, write_weights
-from vmapens.spec import BUILT_IN, RunSpec, to_table
+from vmapens.plan import Plan, plan
+from vmapens.run import Run, open_run
+from vmapens.spec import RunSpec
+from vmapens.weights import write_weights
 
 _CUT = "warning: memory ran out; going on with {value} variants at once, which changes no result."
 
@@ -67,133 +74,24 @@ class Silence:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run that is ready to start: everything is read and checked, nothing is written."""
-
-    spec: RunSpec
-    cohort: Cohort
-    factory: Factory
-    made_from: Literal["spec", "python"]
-    model: torch.nn.Module
-    table: pl.DataFrame
-    device: torch.device
-    saved: Tensor
-    needs: Needs
-
-    @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """Half-open ranges of variants."""
-        count = len(self.table)
-        return [(a, min(a + self.needs.block, count)) for a in range(0, count, self.needs.block)]
-
-
-def plan(spec: RunSpec, *, model: Factory | None = None, cohort: Cohort | None = None) -> Plan:
-    """Read the cohort, build one model, and find every problem that can be found before training.
+class Care:
+    """How a training is looked after; none of it changes a result.
 
     Args:
-        spec: The run; with `cohort` given, that one's spec takes the place of `spec.cohort`.
-        model: A factory of one module; None takes `spec.model`.
-        cohort: A loaded cohort; None loads `spec.cohort`.
-
-    Raises:
-        VmapensError: With the first problem found.
+        checkpoint_minutes: A block's state is written at the first epoch's end so long after the last time; 0: at each.
+        max_failed: Stop once more variants of the run than this have diverged; None: never.
+        drop_state: Keep no state of a finished block; the run cannot be given more epochs then.
     """
-    device = compute_device(spec.train)
-    table = variant_table(spec.variants, spec.train)
-    cohort = cohort or load_cohort(spec.cohort)
-    spec = dataclasses.replace(spec, cohort=cohort.spec)
-    metric = spec.train.select_by or metrics.default_metric(cohort.task.kind)
-    _check_metric(metric, cohort, spec.train.select_on)
-    spec = dataclasses.replace(spec, train=dataclasses.replace(spec.train, select_by=metric))
-    T, F = cohort.x.shape[1:]
-    factory = model or model_factory(spec.model, features=F, steps=T, outputs=cohort.task.outputs)
-    first = _first_module(factory, cohort)
-    if model is not None or spec.model.name != BUILT_IN:  # the built-in model's tests have shown it
-        _check_transformable(first, cohort)
-    saved = attention_room.choose_samples(cohort, spec.save_attention, seed=spec.attention_seed)
-    sizes = attention_room.attention_sizes(first, cohort.x[:1]) if len(saved) else ()
-    columns = columns_of(first)
-    estimate = needs(
-        spec,
-        parameters=sum(column.stop - column.start for column in columns),
-        variants=len(table),
-        shape=(cohort.x.shape[0], T, F),
-        outputs=cohort.task.outputs,
-        saved=len(saved),
-        evaluated=int(np.sum(cohort.split != "train")),
-        attention_cells=int(np.prod(sizes)),
-        device=device,
-    )
-    return Plan(spec, cohort, factory, "spec" if model is None else "python", first, table, device, saved, estimate)
 
+    checkpoint_minutes: float | int = 5
+    max_failed: int | None = None
+    drop_state: bool = False
 
-def _check_metric(metric: str, cohort: Cohort, split: str) -> None:
-    metrics.check(metric, cohort.task.kind)
-    y = cohort.y[cohort.rows(split)].numpy()
-    classes = len(cohort.task.classes)
-    flat = np.full((1, len(y)) if cohort.task.kind == "binary" else (1, len(y), classes), 1 / classes, np.float32)
-    if np.isnan(metrics.score(metric, y, flat)).any():
-        raise SpecError(
-            f"{metric} cannot choose epochs on the {split} split, which has only {len(np.unique(y))} of {classes} "
-            "classes; take another --select-by, or merge small classes."
-        )
-
-
-def _first_module(factory: Factory, cohort: Cohort) -> torch.nn.Module:
-    """Build the first variant's module and call it once.
-
-    Raises:
-        StackError: If it cannot be built, has the wrong signature, or draws random numbers.
-    """
-    outputs, x = cohort.task.outputs, cohort.x[:2]
-    name = "the model"
-    try:
-        module, state = construct(factory, 0)
-        name = type(module).__name__
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), use_kernel("reference"):  # the others start slowly
-            torch.default_generator.set_state(state)
-            logits, attention = module(x)
-            drawn = not torch.equal(torch.default_generator.get_state(), state)
-    except VmapensError:
-        raise
-    except Exception as error:
-        built_by = f"features={x.shape[2]}, steps={x.shape[1]}, outputs={outputs}"
-        raise StackError(
-            f"{name} cannot be built with ({built_by}), or fails on x {tuple(x.shape)}: {first_line(error)}"
-        ) from error
-    if drawn:
-        raise StackError(
-            f"{name} draws from the global random generator (dropout?): its variants would depend on each other. "
-            "Remove it; seeded dropout is not offered yet."
-        )
-    if tuple(logits.shape) != (len(x), outputs) or attention.shape[0] != len(x):
-        got = f"{tuple(logits.shape)} and {tuple(attention.shape)}"
-        raise StackError(
-            f"{name} gives logits and attention of shape {got}, wanted ({len(x)}, {outputs}) and (2, ...)."
-        )
-    return module
-
-
-def _check_transformable(module: torch.nn.Module, cohort: Cohort) -> None:
-    """See that two variants of a module give the gradients of one step, logits and attention.
-
-    The first gradient makes torch import its compiler, 1.4 s of CPU time: a dry run of the built-in model goes without.
-
-    Raises:
-        StackError: If `torch.func` cannot transform it.
-    """
-    x, y = cohort.x[:2], targets(cohort.y[:2], cohort.task.kind, cohort.x.dtype)
-    stack = stack_modules([module, module], 2)
-    try:
-        compute = gradients(module, cohort.task.kind)
-        rows = torch.arange(len(x)).expand(2, -1)
-        compute(stack.views(trained=True), stack.views(trained=False), x, rows, y[rows])
-        predict(module, cohort.task.kind, stack, x)
-        attend(module, stack, x)
-    except Exception as error:
-        hint = "torch.nn.LSTM cannot: use vmapens.nn.LSTM"
-        name = type(module).__name__
-        raise StackError(f"{name} does not run under torch.func.vmap: {first_line(error)} ({hint}).") from error
+    def __post_init__(self) -> None:
+        if not 0 <= self.checkpoint_minutes < float("inf"):
+            raise SpecError(f"--checkpoint-every is {self.checkpoint_minutes}, but must be minutes, 0 or more.")
+        if self.max_failed is not None and self.max_failed < 0:
+            raise SpecError(f"--max-failed is {self.max_failed}, but must be a number of variants, 0 or more.")
 
 
 def train(
@@ -204,7 +102,7 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    drop_state: bool = False,
+    care: Care | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Train all variants of a spec and write the run directory.
@@ -215,21 +113,23 @@ def train(
         spec: Everything that decides the results.
         out: The run directory, which must not exist.
         overwrite: Replace a run that is there.
-        resume: Keep the finished blocks of an interrupted run of the same spec and cohort, and do the others.
-        drop_state: Write no optimiser state; the run cannot be given more epochs then.
+        resume: Go on with a run that is there, from its checkpoints; `spec` may ask for more epochs or more variants
+            than it was begun with, and nothing else may differ.
+        care: Checkpoints, and when to give up.
         listener: Hears of progress.
 
     Returns:
         The finished run.
 
     Raises:
-        VmapensError: If the input is wrong; nothing is written then.
+        VmapensError: If the input is wrong (nothing is written then), the disk refuses, or too many variants diverge
+            (what is trained is kept then).
     """
     if isinstance(cohort, str | Path):
         spec = dataclasses.replace(spec, cohort=dataclasses.replace(spec.cohort, path=str(cohort)))
         cohort = None
     ready = plan(spec, model=model, cohort=cohort)
-    return execute(ready, Path(out), overwrite=overwrite, resume=resume, drop_state=drop_state, listener=listener)
+    return execute(ready, Path(out), overwrite=overwrite, resume=resume, care=care, listener=listener)
 
 
 def execute(
@@ -238,151 +138,153 @@ def execute(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    drop_state: bool = False,
+    care: Care | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Carry out a plan; see `train`."""
-    listener = listener or Silence()
-    manifest = _manifest(ready)
-    if resume and (out / "run.json").exists():
-        paths = RunPaths(out)
-        _check_same_run(read_manifest(paths), manifest, out)
-    else:
-        paths = create_run(out, overwrite=overwrite)
-    write_json(paths.manifest, manifest)
-    cohort = ready.cohort
-    write_parquet(paths.splits, pl.DataFrame({"sample": list(cohort.samples), "split": cohort.split}))
-    write_parquet(paths.features, cohort.features)
-    unfinished = [block for block in ready.blocks if not (paths.block(*block) / "done.json").exists()]
-    listener.start(sum(stop - start for start, stop in unfinished) * ready.spec.train.epochs)
-    with spread_over():
-        with use_precision(ready.spec.train.precision):
-            data = Data.of(cohort, ready.spec.train, ready.device)
-            width = Width(ready.needs.width, on_cut=lambda value: listener.say(_CUT.format(value=value)))
-            for start, stop in unfinished:
-                _train_block(ready, data, paths, start, stop, width, drop_state, listener)
-            del data
-        _write_variants(ready, paths)
-        run = Run(paths, manifest)
-        attention_room.write_predictions(run, ready.model, cohort, ready.device)
-        if len(ready.saved):
-            attention_room.write_samples(run, ready.model, cohort, ready.saved, ready.device)
-    write_json(paths.manifest, {**manifest, "state": "done"})
+    with occupy(out, overwrite=overwrite, resume=resume) as paths, spread_over():
+        manifest, there = manifest_of(ready), None
+        if paths.manifest.exists():
+            there = read_manifest(paths)
+            manifest = go_on(there, manifest, out)
+        finished = there["blocks"] if there is not None and there["state"] == "done" else []
+        work = _Training(ready, Run(paths, manifest), care or Care(), listener or Silence())
+        work.finish(expected={(start, stop) for start, stop in finished})
     return open_run(out)
 
 
-def _train_block(
-    ready: Plan,
-    data: Data,
-    paths: RunPaths,
-    start: int,
-    stop: int,
-    width: Width,
-    drop_state: bool,
-    listener: Listener,
-) -> None:
-    spec, folder = ready.spec.train, paths.block(start, stop)
-    table = ready.table[start:stop]
-    modules = (construct(ready.factory, seed)[0] for seed in table["init_seed"])
-    stack = stack_modules(modules, stop - start).to(ready.device)
-    block = Block.start(stack, table, list(orders(ready.factory, table, len(data.x))))
-    variants = table.select("variant")
-    history: list[pl.DataFrame] = []
-    for epoch in range(spec.epochs + 1):
-        if epoch > 0:
-            scores = train_epoch(ready.model, block, data, spec, epoch=epoch, width=width, on_variants=listener.advance)
-            history.append(pl.concat([variants, scores], how="horizontal"))
-        if epoch in spec.snapshots:
-            write_weights(folder / f"epoch-{epoch:04d}.safetensors", block.stack)
-    write_weights(folder / "best.safetensors", block.best)
-    write_weights(folder / "last.safetensors", block.stack)
-    if not drop_state:
-        write_weights(  # the orders of further epochs follow from the seeds and the number of epochs
-            folder / "state.safetensors",
-            block.stack,
-            first=block.state.first,
-            second=block.state.second,
-            best_score=torch.from_numpy(block.best_score),
-            kept_epoch=torch.from_numpy(block.kept_epoch),
-            epochs=torch.tensor(spec.epochs),
-            steps=torch.tensor(block.steps),
-        )
-    write_parquet(folder / "history.parquet", pl.concat(history).sort("variant", "epoch"))
-    done = {"variants": [start, stop], "epochs": spec.epochs, "kept_epoch": block.kept_epoch.tolist()}
-    write_json(folder / "done.json", done)
-    listener.say(f"variants {start} to {stop - 1} are trained: {folder}")
+class _Training:
+    """One call of `execute`."""
 
+    def __init__(self, ready: Plan, run: Run, care: Care, listener: Listener) -> None:
+        self._ready, self._run, self._paths, self._care, self._listener = ready, run, run.paths, care, listener
+        self._spec = ready.spec.train
+        self._failed: list[int] = []  # variants of finished blocks
 
-def _write_variants(ready: Plan, paths: RunPaths) -> None:
-    kept: list[int] = []
-    for block in ready.blocks:
-        kept += json.loads((paths.block(*block) / "done.json").read_text(encoding="utf-8"))["kept_epoch"]
-    status = pl.when(pl.col("kept_epoch") > 0).then(pl.lit("ok")).otherwise(pl.lit("failed")).alias("status")
-    write_parquet(
-        paths.variants, ready.table.with_columns(pl.Series("kept_epoch", kept, pl.Int32)).with_columns(status)
-    )
+    def finish(self, expected: set[tuple[int, int]]) -> None:
+        """Train what is not trained, then write what follows from the weights.
 
+        Args:
+            expected: Blocks that were finished once.
+        """
+        ready, paths, listener = self._ready, self._paths, self._listener
+        unfinished = []
+        for block in self._run.blocks:
+            if block in expected and not (paths.block(*block) / DONE).exists():
+                listener.say(f"warning: {paths.block(*block)} is missing or not whole: it is trained again.")
+            if not self._is_done(*block):
+                unfinished.append(block)
+        write_json(paths.manifest, {**self._run.manifest, "state": "running"})
+        write_parquet(paths.splits, pl.DataFrame({"sample": list(ready.cohort.samples), "split": ready.cohort.split}))
+        write_parquet(paths.features, ready.cohort.features)
+        states = {block: paths.block(*block) / STATE for block in unfinished}
+        left = ((self._spec.epochs - trained_epochs(states[a, b])) * (b - a) for a, b in unfinished)
+        listener.start(sum(left))
+        if unfinished:
+            with use_precision(self._spec.precision):
+                data = Data.of(ready.cohort, self._spec, ready.device)
+                width = Width(ready.needs.width, on_cut=lambda value: listener.say(_CUT.format(value=value)))
+                for block in unfinished:
+                    self._train_block(*block, data, width)
+                del data
+        self._write_variants()
+        attention_room.write_predictions(self._run, ready.model, ready.cohort, ready.device)
+        attention_room.write_missing(self._run, ready.model, ready.cohort, ready.saved, ready.device)
+        finish_run(paths, self._run.manifest)
 
-def _manifest(ready: Plan) -> dict[str, Any]:
-    """What run.json says."""
-    cohort, model = ready.cohort, ready.model
-    T, F = cohort.x.shape[1:]
-    return {
-        "format_version": vmapens.run.FORMAT_VERSION,
-        "state": "running",
-        "command": sys.argv,
-        "spec": to_table(ready.spec),
-        "versions": versions(ready.device),
-        "cohort": {
-            "fingerprint": cohort.fingerprint,
-            "source": cohort.info.source,
-            "licence": cohort.info.licence,
-            "minutes_per_step": cohort.info.minutes_per_step,
-            "samples": {split: len(cohort.rows(split)) for split in ("train", "valid", "test")},
-        },
-        "task": dataclasses.asdict(cohort.task),
-        "model": {
-            "made_from": ready.made_from,
-            "class": f"{type(model).__module__}:{type(model).__qualname__}",
-            "features": F,
-            "steps": T,
-            "outputs": cohort.task.outputs,
-            "parameters": ready.needs.parameters,
-            "attention_axes": list(getattr(model, "attention_axes", ())),
-        },
-        "blocks": [list(block) for block in ready.blocks],
-    }
+    def _is_done(self, start: int, stop: int) -> bool:
+        """Whether a block's files are there, whole, and of all epochs.
 
+        Raises:
+            RunError: If they are damaged, or more epochs are wanted and its state was not kept.
+        """
+        folder = self._paths.block(start, stop)
+        if not (folder / DONE).exists():
+            return False
+        done = self._paths.finished((start, stop))
+        if faults := damaged(folder, done.sha256):
+            raise RunError(
+                f"{'; '.join(faults)}: remove {folder}, and --resume trains variants {start} to {stop - 1} from their "
+                "beginning; all others stay."
+            )
+        self._failed += [start + row for row, status in enumerate(done.status) if status == FAILED]
+        kept = STATE in done.sha256
+        if not kept:
+            (folder / STATE).unlink(missing_ok=True)
+        if done.epochs < self._spec.epochs and not kept:
+            raise RunError(f"{folder} kept no state (--drop-state): it cannot be given more epochs; train another run.")
+        return done.epochs == self._spec.epochs
 
-def versions(device: torch.device) -> dict[str, str]:
-    """Versions of what the results depend on."""
-    return {
-        "vmapens": vmapens.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "polars": pl.__version__,
-        "pyarrow": pyarrow.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "kernel": kernels.version(device),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
+    def _train_block(self, start: int, stop: int, data: Data, width: Width) -> None:
+        ready, spec, listener = self._ready, self._spec, self._listener
+        folder, count = self._paths.block(start, stop), stop - start
+        (folder / DONE).unlink(missing_ok=True)  # of fewer epochs
+        table = ready.table[start:stop]
+        modules = (construct(ready.factory, seed)[0] for seed in table["init_seed"])
+        stack = stack_modules(modules, count).to(ready.device)
+        block = Block.start(stack, table, list(orders(ready.factory, table, len(data.x))))
+        if (folder / STATE).exists():
+            restore(folder / STATE, block, patience=spec.patience)
+        elif 0 in spec.snapshots:
+            write_weights(folder / snapshot_name(0), stack)
+        self._check_failed(folder, block)
+        saved = time.monotonic()
+        for epoch in range(block.epoch + 1, spec.epochs + 1):
+            listener.advance(count - block.running)
+            if block.running:
+                train_epoch(ready.model, block, data, spec, width=width, on_variants=listener.advance)
+            if epoch in spec.snapshots:
+                write_weights(folder / snapshot_name(epoch), block.weights(block.stack))
+            self._check_failed(folder, block)
+            if epoch < spec.epochs and time.monotonic() - saved >= 60 * self._care.checkpoint_minutes:
+                write_checkpoint(folder / STATE, block)
+                saved = time.monotonic()
+        self._write_block(folder, block)
+        listener.say(f"variants {start} to {stop - 1} are trained: {folder}")
 
+    def _check_failed(self, folder: Path, block: Block) -> None:
+        """Stop, with a checkpoint, if more variants have diverged than the user wants to see.
 
-def _check_same_run(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:
-    """A variant is the same bytes under the same settings, cohort and versions only: nothing else may be mixed."""
-    new = json.loads(json.dumps(new))
-    keys = ("spec", "cohort", "model", "blocks", "versions")
-    before, now = (dict(_leaves({key: manifest[key] for key in keys})) for manifest in (old, new))
-    del now["spec.cohort.path"]  # the fingerprint says whether it is the same
-    different = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now[key]]
-    if different:
-        raise RunError(f"{out} cannot be resumed: {'; '.join(different)}. Use the same settings, cohort and versions.")
+        Raises:
+            RunError: If so.
+        """
+        failed = sorted([*self._failed, *block.variants[block.failed].tolist()])
+        most = self._care.max_failed
+        if most is not None and len(failed) > most:
+            write_checkpoint(folder / STATE, block)
+            raise RunError(
+                f"{len(failed)} variants have diverged by epoch {block.epoch} of {folder} (the first: "
+                f"{', '.join(map(str, failed[:5]))}), more than --max-failed {most}: train another run with a lower "
+                "--lr or with --clip-norm, or --resume this one with a higher --max-failed."
+            )
 
+    def _write_block(self, folder: Path, block: Block) -> None:
+        """Write a block's results; done.json, the last, makes them count."""
+        if not self._care.drop_state:
+            write_checkpoint(folder / STATE, block)
+        write_weights(folder / BEST, block.weights(block.best))
+        write_weights(folder / LAST, block.weights(block.stack))
+        write_parquet(folder / HISTORY, block.scores())
+        names = [BEST, LAST, HISTORY, *(snapshot_name(epoch) for epoch in self._spec.snapshots)]
+        names += [] if self._care.drop_state else [STATE]
+        in_order = block.order
+        done = {
+            "epochs": self._spec.epochs,
+            "status": block.status(),
+            "kept_epoch": block.kept_epoch[in_order].tolist(),
+            "trained_epochs": block.epochs[in_order].tolist(),
+            "sha256": checksums(folder, names),
+        }
+        write_json(folder / DONE, done)
+        if self._care.drop_state:
+            (folder / STATE).unlink(missing_ok=True)
+        self._failed += block.variants[block.failed].tolist()
 
-def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    def _write_variants(self) -> None:
+        blocks = [self._paths.finished(block) for block in self._run.blocks]
+        kinds = (("status", pl.String), ("kept_epoch", pl.Int32), ("trained_epochs", pl.Int32))
+        columns = {
+            name: pl.Series([value for block in blocks for value in getattr(block, name)], dtype=kind)
+            for name, kind in kinds
+        }
+        write_parquet(self._paths.variants, self._ready.table.with_columns(**columns))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vmapens.cohort.load import Cohort
-from vmapens.ensemble import metrics, optimizer
+from vmapens.ensemble import metrics
+from vmapens.ensemble.block import Block
 from vmapens.ensemble.memory import Width, is_out_of_memory
-from vmapens.ensemble.seeds import Order
 from vmapens.ensemble.stack import Stack
 from vmapens.ensemble.step import gradients, predict, train_step
 from vmapens.nn.loss import TaskKind, targets
@@ -52,47 +52,15 @@ class Data:
         return cls(cohort.task.kind, *parts["train"], *parts["valid"], *parts[spec.select_on])
 
 
-@dataclass
-class Block:
-    """The variants that are trained together, and what is known of them so far.
-
-    Args:
-        stack: Their parameters as they are now.
-        state: Adam's moments.
-        orders: Each one's generator of orders.
-        best: Parameters of each one's best epoch so far.
-        best_score: Its score, -inf before the first.
-        kept_epoch: That epoch.
-        steps: Steps taken.
-    """
-
-    stack: Stack
-    state: optimizer.AdamState
-    orders: list[Order]
-    best: Stack
-    best_score: np.ndarray
-    kept_epoch: np.ndarray
-    steps: int = 0
-
-    @classmethod
-    def start(cls, stack: Stack, table: pl.DataFrame, order: list[Order]) -> "Block":
-        """The state before the first step."""
-        lr, decay = (torch.tensor(table[name].to_numpy(), device=stack.theta.device) for name in ("lr", "weight_decay"))
-        state = optimizer.init(stack.theta[:, : stack.trained_width], lr, decay)
-        best = Stack(stack.theta.clone(), stack.columns)
-        return cls(stack, state, order, best, np.full(len(table), -np.inf), np.zeros(len(table), np.int32))
-
-
 def train_epoch(
     model: torch.nn.Module,
     block: Block,
     data: Data,
     spec: TrainSpec,
     *,
-    epoch: int,
     width: Width | int,
     on_variants: Callable[[int], None] = lambda count: None,
-) -> pl.DataFrame:
+) -> None:
     """Train every variant of a block for one epoch, score it, and keep its parameters if it is its best.
 
     Where memory runs out, the width is halved, and the variants go on from the step they have reached.
@@ -114,8 +82,9 @@ def train_epoch(
     compute = gradients(model, data.kind)
     y = targets(data.y, data.kind, data.x.dtype)
     metric = spec.select_by or metrics.default_metric(data.kind)
-    order = torch.stack([variant.next_epoch() for variant in block.orders]).to(data.x.device)
+    order = torch.stack([variant.next_epoch() for variant in block.orders[: block.running]]).to(data.x.device)
     batches = order.split(spec.batch_size, dim=1)
+    before = block.epoch * len(batches)  # steps taken
     total = torch.zeros(len(order), dtype=torch.float64, device=data.x.device)
     reached = np.zeros(len(order), np.int64)  # batches that each variant has seen
 
@@ -123,7 +92,7 @@ def train_epoch(
         stack, state = block.stack.rows(group.start, group.stop), block.state.rows(group.start, group.stop)
         for number in range(reached[group.start], len(batches)):
             index = batches[number][group]
-            losses = train_step(compute, stack, state, data.x, y, index, block.steps + number + 1)
+            losses = train_step(compute, stack, state, data.x, y, index, before + number + 1, clip_norm=spec.clip_norm)
             reached[group] += 1
             total[group] += losses.double() * index.shape[1]
 
@@ -139,13 +108,13 @@ def train_epoch(
     history = pl.concat(rows)
     scores = history[f"{spec.select_on}_{metric}"].to_numpy()
     scores = scores if metrics.METRICS[metric].higher_is_better else -scores
-    scores = np.where(np.isnan(scores), -np.inf, scores)  # a diverged variant's is never the best
-    better = np.flatnonzero(scores > block.best_score)
-    block.best.theta[better] = block.stack.theta[better]
-    block.best_score[better] = scores[better]
-    block.kept_epoch[better] = epoch
-    block.steps += len(batches)
-    return history.select(pl.lit(epoch, pl.Int32).alias("epoch"), pl.all())
+    losses = history.select("train_loss", "valid_loss").to_numpy()
+    whole = block.stack.theta[: block.running].isfinite().all(dim=1).cpu().numpy()
+    numbers = pl.Series("variant", block.variants[: block.running].copy())  # rows move
+    block.record(scores, whole & np.isfinite(losses).all(axis=1) & ~np.isnan(scores))
+    history = history.select(numbers, pl.lit(block.epoch, pl.Int32).alias("epoch"), pl.all())
+    block.history.append(history)
+    block.retire(spec.patience)
 
 
 def _groups(variants: slice, width: Width) -> Iterator[slice]:

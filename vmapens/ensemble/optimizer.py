@@ -72,7 +72,12 @@ def _update_compiled(theta: Tensor, grad: Tensor, state: AdamState, step: int) -
 
 
 def update_parts_(
-    theta: Float[Tensor, "V P"], grads: Mapping[tuple[int, int], Float[Tensor, "V ..."]], state: AdamState, step: int
+    theta: Float[Tensor, "V P"],
+    grads: Mapping[tuple[int, int], Float[Tensor, "V ..."]],
+    state: AdamState,
+    step: int,
+    *,
+    clip_norm: float = 0.0,
 ) -> None:
     """Take one step as `update_` does, with the gradient in parts; columns without a part only decay.
 
@@ -85,21 +90,36 @@ def update_parts_(
         grads: Gradient of columns start..stop-1 by (start, stop).
         state: Changed in place.
         step: t, counted from 1.
+        clip_norm: A variant whose gradient has a larger Euclidean norm takes it times clip_norm / norm; 0: never.
     """
     if _fused(theta):
-        _update_fused_(theta, grads, state, step)
+        _update_fused_(theta, _clipped(grads, clip_norm) if clip_norm else grads, state, step)
         return
     flat = torch.zeros_like(theta, memory_format=torch.contiguous_format)
     for (start, stop), grad in grads.items():
         flat[:, start:stop] = grad.flatten(1)
 
     def update(start: int, stop: int) -> None:
-        update_(theta[start:stop], flat[start:stop], state.rows(start, stop), step)
+        grad = flat[start:stop]
+        if clip_norm:
+            grad *= _clip_factor(torch.linalg.vector_norm(grad, dim=1, keepdim=True), clip_norm)
+        update_(theta[start:stop], grad, state.rows(start, stop), step)
 
     if theta.device.type == "cpu":
         over_variants(lambda v: update(v, v + 1), len(theta))
     else:
         update(0, len(theta))
+
+
+def _clip_factor(norm: Float[Tensor, "..."], clip_norm: float) -> Float[Tensor, "..."]:
+    """That of `torch.nn.utils.clip_grad_norm_`; NaN for a gradient that is not finite, which so stays visible."""
+    return (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+def _clipped(grads: Mapping[tuple[int, int], Tensor], clip_norm: float) -> dict[tuple[int, int], Tensor]:
+    norms = [torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads.values()]
+    factor = _clip_factor(torch.linalg.vector_norm(torch.stack(norms), dim=0), clip_norm)
+    return {place: grad * factor.view(-1, *[1] * (grad.dim() - 1)) for place, grad in grads.items()}
 
 
 def _fused(theta: Tensor) -> bool:

@@ -86,6 +86,11 @@ class Order:
     def _draw(self) -> int:
         return int(torch.empty((), dtype=torch.int64).random_(generator=self._generator).item())
 
+    def skip(self, epochs: int) -> None:
+        """Go on as if so many more epochs had been drawn."""
+        for _ in range(3 * epochs):
+            self._draw()
+
     def next_epoch(self) -> Int[Tensor, "N"]:
         """Positions in the training split, in the order in which the next epoch visits them."""
         self._draw()  # the base seed of the training iterator

@@ -79,7 +79,15 @@ def gradients(model: torch.nn.Module, kind: TaskKind) -> Gradients:
 
 
 def train_step(
-    gradients: Gradients, stack: Stack, state: AdamState, x: Tensor, y: Tensor, index: Int[Tensor, "V B"], step: int
+    gradients: Gradients,
+    stack: Stack,
+    state: AdamState,
+    x: Tensor,
+    y: Tensor,
+    index: Int[Tensor, "V B"],
+    step: int,
+    *,
+    clip_norm: float = 0.0,
 ) -> Float[Tensor, "V"]:
     """Take one step of every variant of `stack`, each on its own batch; theta and the state change in place.
 
@@ -91,6 +99,7 @@ def train_step(
         y: Their targets [N].
         index: Which samples each variant sees.
         step: Counted from 1.
+        clip_norm: Largest Euclidean norm of a variant's gradient; 0: any.
 
     Returns:
         Each variant's loss before the step.
@@ -100,7 +109,7 @@ def train_step(
     """
     grads, losses = gradients(stack.views(trained=True), stack.views(trained=False), x, index, y[index])
     parts = {(column.start, column.stop): grads[column.name] for column in stack.columns if column.trained}
-    optimizer.update_parts_(stack.theta[:, : stack.trained_width], parts, state, step)
+    optimizer.update_parts_(stack.theta[:, : stack.trained_width], parts, state, step, clip_norm=clip_norm)
     return losses
 
 

@@ -1,0 +1,251 @@
+"""The run directory: where each file stands, how it is written, and by one process at a time."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vmapens.atomic import atomic_path, remove_leftovers, write_text
+from vmapens.checksum import LIST_FILE, checksums, write_list
+from vmapens.errors import OutputError, RunError, first_line
+from vmapens.lock import LOCK_FILE, hold
+
+FORMAT_VERSION = 1
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
+HISTORY, DONE = "history.parquet", "done.json"
+"""Files of a block; done.json is written last."""
+
+
+def block_name(start: int, stop: int) -> str:
+    """Folder name of variants start..stop-1; the last number is inclusive.
+
+    >>> block_name(0, 256)
+    '000000-000255'
+    """
+    return f"{start:06d}-{stop - 1:06d}"
+
+
+def snapshot_name(epoch: int) -> str:
+    """File name of the weights after an epoch.
+
+    >>> snapshot_name(5)
+    'epoch-0005.safetensors'
+    """
+    return f"epoch-{epoch:04d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What done.json says of a block whose training has ended.
+
+    Args:
+        epochs: Asked for.
+        status: `ok` or `failed`, of each variant.
+        kept_epoch: Of each variant.
+        trained_epochs: Of each variant: fewer than `epochs` if it stopped early or failed.
+        sha256: Checksum of each file.
+    """
+
+    epochs: int
+    status: tuple[str, ...]
+    kept_epoch: tuple[int, ...]
+    trained_epochs: tuple[int, ...]
+    sha256: dict[str, str]
+
+    @property
+    def weights(self) -> str:
+        """Checksum of the kept weights, which attention files repeat."""
+        return self.sha256[BEST]
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The names of a run directory's files."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """run.json: resolved spec, versions, cohort fingerprint, command, state."""
+        return self.root / "run.json"
+
+    @property
+    def variants(self) -> Path:
+        """The table of variants, and for each its status and kept epoch."""
+        return self.root / "variants.parquet"
+
+    @property
+    def splits(self) -> Path:
+        """Columns sample, split."""
+        return self.root / "splits.parquet"
+
+    @property
+    def features(self) -> Path:
+        """Columns index, feature, unit, group, mean, std (of the training split)."""
+        return self.root / "features.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        """Columns variant, split, metric, value, of the kept epoch."""
+        return self.root / "metrics.parquet"
+
+    @property
+    def predictions(self) -> Path:
+        """Columns variant, sample, split, y, probability."""
+        return self.root / "predictions.parquet"
+
+    @property
+    def attention_index(self) -> Path:
+        """Columns sample, part: which part of each block's folder holds which sample."""
+        return self.root / "attention" / "index.parquet"
+
+    @property
+    def inputs(self) -> Path:
+        """What the saved samples looked like."""
+        return self.root / "attention" / "inputs.arrow"
+
+    def block(self, start: int, stop: int) -> Path:
+        """Folder of one block."""
+        return self.root / "blocks" / block_name(start, stop)
+
+    def attention(self, start: int, stop: int, part: int) -> Path:
+        """One attention file."""
+        return self.root / "attention" / f"block={block_name(start, stop)}" / f"part-{part}.arrow"
+
+    def finished(self, block: tuple[int, int]) -> Finished:
+        """What is known of a block whose training has ended.
+
+        Raises:
+            RunError: If it has not, or done.json cannot be read.
+        """
+        path = self.block(*block) / DONE
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            lists: dict[str, Any] = {
+                name: tuple(values.pop(name)) for name in ("status", "kept_epoch", "trained_epochs")
+            }
+            return Finished(**lists, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(
+                f"{path} cannot be read ({first_line(error)}): remove {path.parent}, and --resume trains variants "
+                f"{block[0]} to {block[1] - 1} again; all others stay."
+            ) from error
+
+
+@contextmanager
+def occupy(root: Path, *, overwrite: bool, resume: bool) -> Iterator[RunPaths]:
+    """Hold a run directory for writing, as the only process: a new one, one to be replaced, or one to go on with.
+
+    Args:
+        root: Made if it is missing.
+        overwrite: Remove a run that is there.
+        resume: Leave a run that is there as it is, but for temporary files of a process that was killed.
+
+    Raises:
+        RunError: If another process holds it, something is there already and neither is set, or it is no run.
+        OutputError: If it cannot be written.
+    """
+    paths = RunPaths(root)
+
+    def check() -> bool:
+        goes_on = resume and paths.manifest.exists()
+        if not goes_on:
+            require_no_run(root, overwrite=overwrite)
+        return goes_on
+
+    check()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
+    with hold(root):
+        if not check():  # again: another process may have been here
+            _empty(root)
+        remove_leftovers(root)
+        yield paths
+
+
+def _empty(root: Path) -> None:
+    try:
+        for path in root.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
+    except OSError as error:
+        raise OutputError(f"{root} cannot be emptied ({error.strerror}): choose another --out.") from error
+
+
+def require_no_run(root: Path, *, overwrite: bool) -> None:
+    """Say before any work that a run cannot go here.
+
+    Raises:
+        RunError: If something is there already and `overwrite` is not set, or it is no run.
+    """
+    if not root.exists() or (root.is_dir() and {path.name for path in root.iterdir()} <= {LOCK_FILE}):
+        return
+    if not overwrite:
+        raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
+    if not RunPaths(root).manifest.exists():
+        raise RunError(f"{root} is not a run (it has no run.json): it is not overwritten; choose another --out.")
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, _json(value))
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a Parquet file atomically."""
+    with atomic_path(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def read_manifest(paths: RunPaths) -> dict[str, Any]:
+    """Read run.json.
+
+    Raises:
+        RunError: If there is no run, or it is of another format version.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(paths.manifest.read_text(encoding="utf-8"))
+        version, _ = manifest["format_version"], manifest["state"]
+    except FileNotFoundError:
+        raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{paths.manifest} cannot be read ({error}).") from error
+    if version != FORMAT_VERSION:
+        raise RunError(f"{paths.manifest}: format version {version}, this vmapens reads {FORMAT_VERSION}.")
+    return manifest
+
+
+def finish_run(paths: RunPaths, manifest: dict[str, Any], *, unchanged: dict[str, str] | None = None) -> None:
+    """Write the list of checksums, and, last, that the run is done.
+
+    Args:
+        paths: Of a run all files of which are written.
+        manifest: What run.json is to say.
+        unchanged: Checksums of files that need not be read for it.
+    """
+    known = dict(unchanged or {})
+    for path in (paths.attention_index, paths.inputs):
+        known.pop(str(path.relative_to(paths.root)), None)
+    for start, stop in manifest["blocks"]:
+        folder = paths.block(start, stop).relative_to(paths.root)
+        known |= {str(folder / name): checksum for name, checksum in paths.finished((start, stop)).sha256.items()}
+    text = _json({**manifest, "state": "done"})
+    known[paths.manifest.name] = hashlib.sha256(text.encode()).hexdigest()
+    names = [str(path.relative_to(paths.root)) for path in paths.root.rglob("*") if path.is_file()]
+    missing = [name for name in names if name not in known and name not in (LIST_FILE, LOCK_FILE)]
+    write_list(paths.root, known | checksums(paths.root, missing))
+    write_text(paths.manifest, text)

@@ -1,0 +1,69 @@
+"""Theta as safetensors files that any tool reads, each with the checksum of what it holds."""
+
+import hashlib
+import json
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from vmapens.atomic import atomic_path
+from vmapens.ensemble.stack import Column, Stack
+from vmapens.errors import RunError, first_line
+
+_KEY = "vmapens"
+
+
+def write_weights(path: Path, stack: Stack, **others: Tensor) -> None:
+    """Write theta [v, P] with its column table, and further tensors, atomically."""
+    columns = json.dumps([astuple(column) for column in stack.columns])
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in {"theta": stack.theta, **others}.items()}
+    with atomic_path(path) as temporary:
+        # One key, as safetensors writes several in any order, and the same weights are to be the same bytes.
+        description = json.dumps({"columns": columns, "sha256": _checksum(columns, tensors)})
+        safetensors.torch.save_file(tensors, temporary, metadata={_KEY: description})
+
+
+def read_weights(path: Path) -> Stack:
+    """Read theta and its columns.
+
+    Raises:
+        RunError: If the file is missing or damaged.
+    """
+    return read_tensors(path)[0]
+
+
+def read_tensors(path: Path) -> tuple[Stack, dict[str, Tensor]]:
+    """Read all that `write_weights` wrote: the stack, and the further tensors by name.
+
+    Raises:
+        RunError: If the file is missing, cut short, or holds other bytes than were written.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            description = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        columns = description["columns"]
+        if description["sha256"] != _checksum(columns, tensors):
+            raise ValueError("its bytes are not those that were written")
+        table = [
+            (name, start, stop, tuple(shape), trained) for name, start, stop, shape, trained in json.loads(columns)
+        ]
+        return Stack(tensors.pop("theta"), tuple(Column(*row) for row in table)), tensors
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read as weights ({first_line(error)}): "
+            f"remove {path.parent} and run the same `vmapens train` with --resume."
+        ) from error
+
+
+def _checksum(columns: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the column table, and each tensor's name, type, shape and bytes."""
+    total = hashlib.sha256(columns.encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.numpy().reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
