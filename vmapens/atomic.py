@@ -1,6 +1,7 @@
 """Files that are either whole or absent: a temporary name in the same folder, flushed, then renamed."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,7 +55,13 @@ def _flush_folder(folder: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Remove the temporary files below a folder that processes which were killed have left there."""
     for path in root.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if is_leftover(path):
+            path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path has the form of `atomic_path`'s temporary ones."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
 def write_text(path: Path, text: str) -> None:

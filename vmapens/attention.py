@@ -198,12 +198,7 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
 
     Returns:
         Ids of the samples written; none if all were there.
-
-    Raises:
-        RunError: If the cohort is not the run's.
     """
-    if cohort.fingerprint != run.manifest["cohort"]["fingerprint"]:
-        raise RunError(f"{run.paths.root} was trained on another cohort: its fingerprint differs; give the same files.")
     before = run.attention_parts
     samples = [cohort.samples[row] for row in rows.tolist() if cohort.samples[row] not in before]
     if samples:
@@ -301,6 +296,26 @@ def _write_inputs(run: Run, cohort: Cohort, rows: Tensor) -> None:
     arrow.write_table(run.paths.inputs, pa.table(columns))
 
 
+def cohort_of(run: Run, path: Path | None = None) -> Cohort:
+    """Load the cohort that a run was trained on.
+
+    Args:
+        run: The run.
+        path: Where the cohort is now, if not where it was.
+
+    Raises:
+        RunError: If it is not there, or is another one.
+    """
+    spec = run.spec.cohort if path is None else replace(run.spec.cohort, path=str(path))
+    if not Path(spec.path).exists():
+        where = run.paths.root
+        raise RunError(f"the cohort of {where} was {spec.path}, which is not there: say where it is with --cohort.")
+    cohort = load_cohort(spec)
+    if cohort.fingerprint != run.manifest["cohort"]["fingerprint"]:
+        raise RunError(f"{run.paths.root} was trained on another cohort: its fingerprint differs; give the same files.")
+    return cohort
+
+
 def attend_samples(
     path: Path, which: str, cohort_path: Path | None = None, *, model: Factory | None = None
 ) -> list[str]:
@@ -316,10 +331,7 @@ def attend_samples(
         Ids of the samples written.
     """
     run = open_run(path)
-    spec = run.spec.cohort if cohort_path is None else replace(run.spec.cohort, path=str(cohort_path))
-    if not Path(spec.path).exists():
-        raise RunError(f"the cohort of {path} was {spec.path}, which is not there: say where it is with --cohort.")
-    cohort = load_cohort(spec)
+    cohort = cohort_of(run, cohort_path)
     rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
     module = run.model() if model is None else construct(model, 0)[0]
     if columns_of(module) != run.weights(block=run.blocks[0]).columns:

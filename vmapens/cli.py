@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmapens import __version__
-from vmapens.errors import SpecError, VmapensError
+from vmapens.errors import RunError, SpecError, VmapensError
 from vmapens.spec import (
     PRESETS,
     AttendOver,
@@ -183,6 +183,9 @@ def train(
     split_seed: Annotated[int | None, typer.Option(help="Draws train, valid and test (default 0).")] = None,
     indicators: Annotated[bool | None, typer.Option(help="Add missing-indicator features.")] = None,
     unmatched: Annotated[Unmatched | None, typer.Option(help="Samples in one table only.")] = None,
+    no_sample_ids: Annotated[
+        bool | None, typer.Option("--no-sample-ids", help="Write row numbers instead of ids.")
+    ] = None,
     save_attention: Annotated[str | None, typer.Option(help="none, all, test:N (default test:16), @FILE.")] = None,
     block: Annotated[str | None, typer.Option(help="Variants per block of files: auto or N.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
@@ -201,7 +204,7 @@ def train(
     """
     line: Table = {
         "cohort": {"path": cohort and str(cohort), "task": task, "split_seed": split_seed}
-        | {"indicators": indicators, "unmatched": unmatched},
+        | {"indicators": indicators, "unmatched": unmatched, "sample_ids": False if no_sample_ids else None},
         "model": {"name": model, "hidden": hidden, "attend_over": attend_over, "freeze_attention": freeze_attention},
         "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
         | {"clip_norm": clip_norm, "patience": patience}
@@ -371,6 +374,31 @@ def attend(
         typer.echo(_json({"run": str(run), "samples": written}))
     else:
         typer.echo(f"attention of {len(written)} more samples is in {run / 'attention'}")
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    cohort: Annotated[Path | None, typer.Option(help="Where the cohort is, if it has moved.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a run: checksums, counts, schemas, sums of attention, and a few variants' predictions from their weights.
+
+    Example: vmapens verify runs/set-a
+    """
+    from vmapens.verify import verify
+
+    findings = []
+    for finding in verify(run, cohort):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(f"{'ok   ' if finding.holds else 'wrong'} {finding.what}: {finding.note}")
+            typer.echo("".join(f"      {fault}\n" for fault in finding.faults), nl=False)
+    if as_json:
+        typer.echo(_json([vars(finding) for finding in findings]))
+    wrong = sum(len(finding.faults) for finding in findings)
+    if wrong:
+        raise RunError(f"{run} has {wrong} faults, listed above.")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from vmapens.atomic import atomic_path, remove_leftovers, write_text
+from vmapens.atomic import atomic_path, is_leftover, remove_leftovers, write_text
 from vmapens.checksum import LIST_FILE, checksums, write_list
 from vmapens.errors import OutputError, RunError, first_line
 from vmapens.lock import LOCK_FILE, hold
@@ -118,6 +118,11 @@ class RunPaths:
         """One attention file."""
         return self.root / "attention" / f"block={block_name(start, stop)}" / f"part-{part}.arrow"
 
+    def files(self) -> list[str]:
+        """Names of all files that belong to the run, relative to its root."""
+        every = (path for path in self.root.rglob("*") if path.is_file() and not _is_passing(path))
+        return [str(path.relative_to(self.root)) for path in every]
+
     def finished(self, block: tuple[int, int]) -> Finished:
         """What is known of a block whose training has ended.
 
@@ -182,13 +187,18 @@ def _empty(root: Path) -> None:
         raise OutputError(f"{root} cannot be emptied ({error.strerror}): choose another --out.") from error
 
 
+def _is_passing(path: Path) -> bool:
+    """Whether a process leaves such a file where it is killed before there is a run."""
+    return path.name == LOCK_FILE or is_leftover(path)
+
+
 def require_no_run(root: Path, *, overwrite: bool) -> None:
     """Say before any work that a run cannot go here.
 
     Raises:
         RunError: If something is there already and `overwrite` is not set, or it is no run.
     """
-    if not root.exists() or (root.is_dir() and {path.name for path in root.iterdir()} <= {LOCK_FILE}):
+    if not root.exists() or (root.is_dir() and all(_is_passing(path) for path in root.iterdir())):
         return
     if not overwrite:
         raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
@@ -245,7 +255,6 @@ def finish_run(paths: RunPaths, manifest: dict[str, Any], *, unchanged: dict[str
         known |= {str(folder / name): checksum for name, checksum in paths.finished((start, stop)).sha256.items()}
     text = _json({**manifest, "state": "done"})
     known[paths.manifest.name] = hashlib.sha256(text.encode()).hexdigest()
-    names = [str(path.relative_to(paths.root)) for path in paths.root.rglob("*") if path.is_file()]
-    missing = [name for name in names if name not in known and name not in (LIST_FILE, LOCK_FILE)]
+    missing = [name for name in paths.files() if name not in known and name != LIST_FILE]
     write_list(paths.root, known | checksums(paths.root, missing))
     write_text(paths.manifest, text)

@@ -33,7 +33,7 @@ def manifest_of(ready: Plan) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "state": "running",
-        "command": sys.argv,
+        "command": [word for word in sys.argv if word != "--resume"],
         "spec": to_table(ready.spec),
         "versions": versions(ready.device),
         "cohort": {

@@ -43,6 +43,8 @@ class CohortSpec:
         indicators: Add one feature per feature: 1 where it was not measured in that step, else 0.
         unmatched: What becomes of samples in one table only: `error` names them; `keep` treats samples without
             a series row as never measured and leaves out those without a label row; `drop` leaves out both.
+        sample_ids: Name samples by their ids; if not, by their row numbers (from 0, among the samples that have a
+            label of the task, ids sorted), in everything that is written, and wherever samples are chosen.
     """
 
     path: str = ""
@@ -51,6 +53,7 @@ class CohortSpec:
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     indicators: bool = False
     unmatched: Unmatched = "error"
+    sample_ids: bool = True
 
     def __post_init__(self) -> None:
         _require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "from 0 to 2^63 - 1")

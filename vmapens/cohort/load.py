@@ -35,7 +35,7 @@ class Cohort:
             second half of F is 1 where the first half was not measured in that step, else 0.
         observed: Measured in that very step; a static feature is measured in all steps, an indicator always.
         y: Class of each sample, 0..C-1, int64.
-        samples: Ids as text, sorted (whole numbers as numbers).
+        samples: Ids as text, sorted (whole numbers as numbers); row numbers if `spec.sample_ids` is not set.
         split: "train", "valid" or "test" for each sample.
         features: One row per feature of `x`: `index`, `feature`, `unit`, `group`, `mean`, `std` (of the training split,
             in raw units; std 0 if constant there; both null if never measured there; 0 and 1 for an indicator).
@@ -123,7 +123,7 @@ def load_cohort(spec: CohortSpec) -> Cohort:
         x=torch.from_numpy(x),
         observed=torch.from_numpy(observed),
         y=torch.from_numpy(y),
-        samples=tuple(samples),
+        samples=tuple(samples if spec.sample_ids else map(str, range(len(samples)))),
         split=split,
         features=table,
         task=task,
