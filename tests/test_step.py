@@ -56,8 +56,10 @@ def train_ensemble(
     model = factory().to(dtype)
     with spread_over(workers):
         for _ in range(epochs):
+            block.retire(spec.patience)
             train_epoch(model, block, data, spec, width=width or len(seeds))
-        stack = block.weights(block.stack)
+        block.sort()
+        stack = block.stack
         probability, attention = predict(model, kind, stack, x[:70]), attend(model, stack, x[:5])
     return block, probability, attention, block.scores()
 
@@ -183,7 +185,7 @@ def test_nan_in_one_variant_leaves_all_others_bit_identical(kernel, metric):
         bad = train_ensemble((0, 1, 2), x, y, **options, nan_in=1)
     assert bad[0].status() == ["ok", "failed", "ok"]
     assert bad[0].scores().filter(status="failed").select("variant", "epoch").rows() == [(1, 1)]
-    theta = bad[0].weights(bad[0].stack).theta
+    theta = bad[0].stack.theta
     assert torch.isnan(theta[1, 0])  # put back to where it was
     for row in (0, 2):
         assert torch.equal(good[0].stack.theta[row], theta[row])

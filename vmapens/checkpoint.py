@@ -20,15 +20,14 @@ _HISTORY = "history."
 
 
 def write_checkpoint(path: Path, block: Block) -> None:
-    """Write a block's state, its rows in the order of the variants' numbers."""
+    """Write the state of a block whose rows are sorted."""
     tensors = {"first": block.state.first, "second": block.state.second, "best": block.best.theta}
     tensors |= {name: torch.from_numpy(getattr(block, name)) for name in _PER_VARIANT}
-    tensors = {name: block.in_order(tensor) for name, tensor in tensors.items()}
     if block.history:
         history = pl.concat(block.history).sort("variant", "epoch")
         for place, column in enumerate(history.iter_columns()):  # the place keeps their order
             tensors[f"{_HISTORY}{place}.{column.name}"] = torch.tensor(column.to_numpy())
-    write_weights(path, block.weights(block.stack), **tensors)
+    write_weights(path, block.stack, **tensors)
 
 
 def trained_epochs(path: Path) -> int:
@@ -39,13 +38,12 @@ def trained_epochs(path: Path) -> int:
         return 0
 
 
-def restore(path: Path, block: Block, *, patience: int) -> None:
+def restore(path: Path, block: Block) -> None:
     """Bring a block that has just started to the state that a file holds.
 
     Args:
         path: What `write_checkpoint` wrote.
-        block: Changed in place.
-        patience: As in `Block.retire`.
+        block: Changed in place; its rows are sorted.
 
     Raises:
         RunError: If the file is missing, damaged, or of other variants.
@@ -60,7 +58,6 @@ def restore(path: Path, block: Block, *, patience: int) -> None:
             f"the checkpoint {path} is damaged or of another run ({error}): remove it, and --resume trains variants "
             f"{block.variants[0]} to {block.variants[-1]} from their beginning."
         ) from error
-    block.retire(patience)
 
 
 def _fill(block: Block, theta: Tensor, tensors: dict[str, Tensor]) -> None:

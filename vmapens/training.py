@@ -224,21 +224,23 @@ class _Training:
         stack = stack_modules(modules, count).to(ready.device)
         block = Block.start(stack, table, list(orders(ready.factory, table, len(data.x))))
         if (folder / STATE).exists():
-            restore(folder / STATE, block, patience=spec.patience)
+            restore(folder / STATE, block)
         elif 0 in spec.snapshots:
             write_weights(folder / snapshot_name(0), stack)
-        self._check_failed(folder, block)
         saved = time.monotonic()
         for epoch in range(block.epoch + 1, spec.epochs + 1):
+            self._check_failed(folder, block)
+            block.retire(spec.patience)
             listener.advance(count - block.running)
             if block.running:
                 train_epoch(ready.model, block, data, spec, width=width, on_variants=listener.advance)
+            block.sort()
             if epoch in spec.snapshots:
-                write_weights(folder / snapshot_name(epoch), block.weights(block.stack))
-            self._check_failed(folder, block)
+                write_weights(folder / snapshot_name(epoch), block.stack)
             if epoch < spec.epochs and time.monotonic() - saved >= 60 * self._care.checkpoint_minutes:
                 write_checkpoint(folder / STATE, block)
                 saved = time.monotonic()
+        self._check_failed(folder, block)
         self._write_block(folder, block)
         listener.say(f"variants {start} to {stop - 1} are trained: {folder}")
 
@@ -262,17 +264,16 @@ class _Training:
         """Write a block's results; done.json, the last, makes them count."""
         if not self._care.drop_state:
             write_checkpoint(folder / STATE, block)
-        write_weights(folder / BEST, block.weights(block.best))
-        write_weights(folder / LAST, block.weights(block.stack))
+        write_weights(folder / BEST, block.best)
+        write_weights(folder / LAST, block.stack)
         write_parquet(folder / HISTORY, block.scores())
         names = [BEST, LAST, HISTORY, *(snapshot_name(epoch) for epoch in self._spec.snapshots)]
         names += [] if self._care.drop_state else [STATE]
-        in_order = block.order
         done = {
             "epochs": self._spec.epochs,
             "status": block.status(),
-            "kept_epoch": block.kept_epoch[in_order].tolist(),
-            "trained_epochs": block.epochs[in_order].tolist(),
+            "kept_epoch": block.kept_epoch.tolist(),
+            "trained_epochs": block.epochs.tolist(),
             "sha256": checksums(folder, names),
         }
         write_json(folder / DONE, done)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from vmapens.ensemble import optimizer
 from vmapens.ensemble.seeds import Order
@@ -33,7 +32,7 @@ class Block:
         kept_epoch: That epoch.
         epochs: Epochs trained of each.
         failed: Which have diverged; they have been put back to their best epoch.
-        running: So many rows, the first ones, still train.
+        running: So many rows, the first ones, still train (unless `sort` came last).
         epoch: Epochs trained of these.
         history: One frame an epoch: variant, epoch, and the scores.
     """
@@ -69,23 +68,9 @@ class Block:
             running=count,
         )
 
-    @property
-    def order(self) -> np.ndarray:
-        """The rows, in the order of the variants' numbers."""
-        return np.argsort(self.variants)
-
-    def in_order(self, rows: Tensor) -> Tensor:
-        """Rows [V, ...] of this block in the order of the variants' numbers; a copy only where they have moved."""
-        order = self.order
-        return rows if np.array_equal(order, np.arange(len(order))) else rows[torch.from_numpy(order).to(rows.device)]
-
-    def weights(self, stack: Stack) -> Stack:
-        """`self.stack` or `self.best` in that order."""
-        return Stack(self.in_order(stack.theta), stack.columns)
-
     def status(self) -> list[str]:
-        """Of each variant, in the order of their numbers."""
-        return [FAILED if failed else OK for failed in self.failed[self.order]]
+        """Of each row."""
+        return [FAILED if failed else OK for failed in self.failed]
 
     def scores(self) -> pl.DataFrame:
         """The history with the column `status`: `failed` in the last epoch of a variant that diverged, else `ok`."""
@@ -126,6 +111,14 @@ class Block:
             self.running -= 1
             if row != self.running:
                 self._swap(int(row), self.running)
+
+    def sort(self) -> None:
+        """Put the rows in the order of the variants' numbers, to be written; `retire` before the next epoch."""
+        for row, variant in enumerate(np.sort(self.variants)):
+            there = int(np.flatnonzero(self.variants == variant)[0])
+            if there != row:
+                self._swap(row, there)
+        self.running = len(self.variants)
 
     def _swap(self, a: int, b: int) -> None:
         there, back = [a, b], [b, a]

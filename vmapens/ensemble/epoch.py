@@ -61,22 +61,20 @@ def train_epoch(
     width: Width | int,
     on_variants: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Train every variant of a block for one epoch, score it, and keep its parameters if it is its best.
+    """Train the running variants of a block for one more epoch, score them, and keep the parameters that are the best.
 
-    Where memory runs out, the width is halved, and the variants go on from the step they have reached.
+    A variant whose losses or parameters are not finite any more has failed, and is put back to its best epoch. The
+    block's history gains a row a variant: variant, epoch, train_loss (mean over the epoch's samples, before each step),
+    valid_loss, valid_<metric>, and test_<metric> if that split chooses. Where memory runs out, the width is halved, and
+    the variants go on from the step they have reached.
 
     Args:
         model: One module of the architecture.
         block: Changed in place.
         data: On the block's device.
-        spec: Batch size, metric, split of the choice.
-        epoch: Counted from 1.
+        spec: Batch size, clipping, metric, split of the choice.
         width: Variants computed at once.
         on_variants: Hears how many variants have finished the epoch, group by group.
-
-    Returns:
-        One row per variant: epoch, train_loss (mean over the epoch's samples, before each step), valid_loss,
-        valid_<metric>, and test_<metric> if that split chooses.
     """
     width = Width(width) if isinstance(width, int) else width
     compute = gradients(model, data.kind)
@@ -114,7 +112,6 @@ def train_epoch(
     block.record(scores, whole & np.isfinite(losses).all(axis=1) & ~np.isnan(scores))
     history = history.select(numbers, pl.lit(block.epoch, pl.Int32).alias("epoch"), pl.all())
     block.history.append(history)
-    block.retire(spec.patience)
 
 
 def _groups(variants: slice, width: Width) -> Iterator[slice]:
