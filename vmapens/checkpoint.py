@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vmapens.ensemble.block import Block
 from vmapens.errors import RunError
-from vmapens.weights import read_tensors, write_weights
+from vmapens.weights import read_tensor, read_tensors, write_weights
 
 _PER_VARIANT = ("variants", "best_score", "kept_epoch", "epochs", "failed")
 _HISTORY = "history."
@@ -33,8 +33,8 @@ def write_checkpoint(path: Path, block: Block) -> None:
 def trained_epochs(path: Path) -> int:
     """How many epochs a file's variants have been trained; 0 where there is none, or none that can be read."""
     try:
-        return int(read_tensors(path)[1]["epochs"].max())
-    except (RunError, KeyError):
+        return int(read_tensor(path, "epochs").max())
+    except RunError:
         return 0
 
 

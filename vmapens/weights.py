@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -42,17 +45,32 @@ def read_tensors(path: Path) -> tuple[Stack, dict[str, Tensor]]:
     Raises:
         RunError: If the file is missing, cut short, or holds other bytes than were written.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            description = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    with _opened(path) as file:
+        description = json.loads((file.metadata() or {})[_KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         columns = description["columns"]
         if description["sha256"] != _checksum(columns, tensors):
             raise ValueError("its bytes are not those that were written")
-        table = [
-            (name, start, stop, tuple(shape), trained) for name, start, stop, shape, trained in json.loads(columns)
-        ]
-        return Stack(tensors.pop("theta"), tuple(Column(*row) for row in table)), tensors
+        table = tuple(Column(name, a, b, tuple(shape), trained) for name, a, b, shape, trained in json.loads(columns))
+        return Stack(tensors.pop("theta"), table), tensors
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Read one tensor alone, and check nothing.
+
+    Raises:
+        RunError: If the file is missing, cut short, or holds none of that name.
+    """
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{path} cannot be read as weights ({first_line(error)}): "

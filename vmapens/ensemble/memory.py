@@ -130,8 +130,10 @@ def needs(
     room = _MARGIN * (_free(device) - fixed)
     width = max(1, min(block, int(room / per_variant)))
     here = _held() if device.type == "cpu" else 0
-    peak = here + fixed + max(width * per_variant, of_predictions + of_attention)
-    files = 5 + len(spec.train.snapshots)  # best, last, and state with its two moments
+    peak = (
+        here + fixed + max(width * per_variant, of_predictions + of_attention, of_block)
+    )  # of a checkpoint that is read
+    files = 6 + len(spec.train.snapshots)  # best, last, and state: theta, best, and two moments
     attention_mib = variants * (attention + 16 * saved) / 2**20
     return Needs(
         parameters=parameters,
