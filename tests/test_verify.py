@@ -74,12 +74,14 @@ def test_the_list_of_checksums_is_read_by_sha256sum(run):
 def test_any_changed_missing_or_additional_file_is_named(run, name, capsys):
     path = next(run.paths.root.rglob(name))
     path.write_bytes(path.read_bytes() + b" ")
-    (run.paths.root / "more").write_text("?")
+    (run.paths.root / "blocks" / "more").write_text("?")
+    (run.paths.root / "notes.txt").write_text("the user's own")
     run.paths.splits.unlink()
     assert _main(["verify", str(run.paths.root)]) == 2
     streams = capsys.readouterr()
     for text in (f"{path} has changed", "splits.parquet cannot be read", "more is not in SHA256SUMS"):
         assert text in streams.out
+    assert "notes.txt" not in streams.out
     assert streams.err.startswith(f"error: {run.paths.root} has ")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from vmapens.atomic import atomic_path, is_leftover, remove_leftovers, write_text
-from vmapens.checksum import LIST_FILE, checksums, write_list
+from vmapens.checksum import checksums, write_list
 from vmapens.errors import OutputError, RunError, first_line
 from vmapens.lock import LOCK_FILE, hold
 
@@ -119,9 +119,11 @@ class RunPaths:
         return self.root / "attention" / f"block={block_name(start, stop)}" / f"part-{part}.arrow"
 
     def files(self) -> list[str]:
-        """Names of all files that belong to the run, relative to its root."""
-        every = (path for path in self.root.rglob("*") if path.is_file() and not _is_passing(path))
-        return [str(path.relative_to(self.root)) for path in every]
+        """Names of all files that vmapens has written, relative to the root."""
+        single = (self.manifest, self.variants, self.splits, self.features, self.metrics, self.predictions)
+        folders = (self.block(0, 1).parent, self.inputs.parent)
+        every = (*single, *(path for folder in folders for path in folder.rglob("*")))
+        return [str(path.relative_to(self.root)) for path in every if path.is_file() and not is_leftover(path)]
 
     def finished(self, block: tuple[int, int]) -> Finished:
         """What is known of a block whose training has ended.
@@ -255,6 +257,6 @@ def finish_run(paths: RunPaths, manifest: dict[str, Any], *, unchanged: dict[str
         known |= {str(folder / name): checksum for name, checksum in paths.finished((start, stop)).sha256.items()}
     text = _json({**manifest, "state": "done"})
     known[paths.manifest.name] = hashlib.sha256(text.encode()).hexdigest()
-    missing = [name for name in paths.files() if name not in known and name != LIST_FILE]
+    missing = [name for name in paths.files() if name not in known]
     write_list(paths.root, known | checksums(paths.root, missing))
     write_text(paths.manifest, text)

@@ -226,7 +226,8 @@ def export_variant(run: Path, variant: int, out: Path) -> None:
     opened = open_run(run)
     tensors = opened.state_dict(variant)
     if opened.variants["status"][variant] != "ok":
-        raise RunError(f"variant {variant} failed: no epoch of it had a finite score; there is nothing to export.")
+        epoch = opened.variants["trained_epochs"][variant]
+        raise RunError(f"variant {variant} failed: it diverged in epoch {epoch}; export another.")
     with atomic_path(out) as temporary:
         if out.suffix == ".pt":
             with temporary.open("wb") as file:

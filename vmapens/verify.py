@@ -91,8 +91,8 @@ def _checksums(run: Run) -> tuple[list[str], str]:
     root = run.paths.root
     wanted = read_list(root)
     faults = damaged(root, wanted)
-    there = {name for name in run.paths.files() if name != LIST_FILE}
-    faults += [f"{root / name} is not in {LIST_FILE}" for name in sorted(there - wanted.keys())]
+    more = set(run.paths.files()) - wanted.keys()
+    faults += [f"{root / name} is not in {LIST_FILE}" for name in sorted(more)]
     return faults, f"{len(wanted)} files"
 
 
