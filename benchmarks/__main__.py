@@ -15,6 +15,7 @@ _MODULES = {
     "memory": "memory",
     "attention_write": "attention_write",
     "attention_read": "attention_read",
+    "arrangements": "arrangements",
 }
 
 
