@@ -6,20 +6,33 @@ trained is the caller's (`benchmarks.arrangements` takes the public one). Nothin
 """
 
 import dataclasses
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from benchmarks.harness import Line
-from vmapens.spec import VariantSpec
+from benchmarks.problem import LR, Size
+from vmapens.ensemble import optimizer
+from vmapens.ensemble.stack import stack_modules
+from vmapens.ensemble.step import attend, gradients, predict, train_step
+from vmapens.nn import AttentionLSTM
+from vmapens.nn.kernels import Arithmetic, use_precision
+from vmapens.nn.threads import spread_over
+from vmapens.spec import AttendOver, VariantSpec
+
+FORMS: tuple[AttendOver, ...] = ("feature", "time", "pool", "uniform")
 
 DIVERGING = 1e38
 """A learning rate after whose first step no parameter is a number that computes."""
 
-_SETTINGS = ((5e-4, 1e-6), (1e-2, 0.0), (1e-1, 1e-1))  # learning rate, weight decay
+_SETTINGS = ((LR, 1e-6), (1e-2, 0.0), (1e-1, 1e-1))  # learning rate, weight decay
 
 
 @dataclass(frozen=True, order=True)
@@ -185,15 +198,104 @@ def sweep(train: Train, arrangements: Iterator[Arrangement], seconds: float) -> 
     Args:
         train: How; the same for all.
         arrangements: Taken one after the other.
-        seconds: After which none is begun; the first two always are.
+        seconds: After which none is begun; the first always is.
 
     Yields:
         For each: what it was, and its `Difference`.
     """
     alone, start = Alone(train), time.perf_counter()
     for number, arrangement in enumerate(arrangements):
-        if number > 1 and time.perf_counter() - start > seconds:
+        if number > 0 and time.perf_counter() - start > seconds:
             return
         found = alone.difference(train(arrangement), at_most=16)
         line: Line = arrangement.described() | {"held_against_themselves": found.variants}
         yield line | {key: value for key, value in dataclasses.asdict(found).items() if key != "variants"}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A few steps of training on made data, without files.
+
+    Args:
+        size: Of a variant's work.
+        attend_over: Form of attention.
+        precision: Of the products' operands.
+        device: `cpu` or `cuda`.
+        steps: How many.
+    """
+
+    size: Size
+    attend_over: AttendOver
+    precision: Arithmetic
+    device: str
+    steps: int = 3
+
+    def train(self, arrangement: Arrangement) -> Outcome:
+        """Train a paired arrangement, block by block, in groups of its width."""
+        seeds = arrangement.design.init_seeds
+        rows = zip(seeds, arrangement.lr, arrangement.weight_decay, strict=True)
+        variants = [Variant(seed, seed, -1, lr, decay) for seed, lr, decay in rows]
+        parts: list[dict[str, Tensor]] = []
+        with spread_over(arrangement.threads), use_precision(self.precision):
+            for block in _cut(range(len(variants)), arrangement.block):
+                parts += [self._steps([variants[v] for v in group]) for group in _cut(block, arrangement.width)]
+        return Outcome(variants, {kind: torch.cat([part[kind] for part in parts]).numpy() for kind in parts[0]})
+
+    def _steps(self, variants: Sequence[Variant]) -> dict[str, Tensor]:
+        size, device = self.size, torch.device(self.device)
+        x = torch.randn(size.samples, size.steps, size.features, generator=torch.Generator().manual_seed(0)).to(device)
+        y = (torch.arange(len(x), device=device) % 3 == 0).float()
+        modules = [self._module(variant.init_seed) for variant in variants]
+        stack = stack_modules(modules, len(variants)).to(device)
+        lr, decay = (
+            torch.tensor([getattr(v, name) for v in variants], device=device) for name in ("lr", "weight_decay")
+        )
+        state = optimizer.init(stack.theta[:, : stack.trained_width], lr, decay)
+        compute = gradients(modules[0], "binary")
+        orders = [torch.Generator().manual_seed(variant.order_seed) for variant in variants]
+        losses = []
+        for step in range(1, self.steps + 1):
+            batches = [torch.randint(len(x), (size.batch,), generator=order) for order in orders]
+            losses.append(train_step(compute, stack, state, x, y, torch.stack(batches).to(device), step))
+        given = {
+            "theta": stack.theta,
+            "first": state.first,
+            "second": state.second,
+            "losses": torch.stack(losses, dim=1),
+            "predictions": predict(modules[0], "binary", stack, x[: size.batch]),
+            "attention": attend(modules[0], stack, x[:2]),
+        }
+        return {kind: tensor.cpu() for kind, tensor in given.items()}
+
+    def _module(self, seed: int) -> AttentionLSTM:
+        size = self.size
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return AttentionLSTM(size.features, size.steps, 1, hidden=size.hidden, attend_over=self.attend_over)
+
+
+def _cut(places: range, length: int) -> Iterator[range]:
+    for start in range(0, len(places), length):
+        yield places[start : start + length]
+
+
+def compare(
+    size: Size, device: str, counts: Sequence[int], precisions: Sequence[Arithmetic], seconds: float
+) -> Iterator[Line]:
+    """Random arrangements of each form of attention, a few steps each.
+
+    Args:
+        size: Of a variant's work.
+        device: `cpu` or `cuda`.
+        counts: Numbers of variants.
+        precisions: In which they are trained.
+        seconds: For all of it; of each form and precision, one arrangement is compared anyway.
+
+    Yields:
+        A line an arrangement: its form, precision, and what `sweep` says.
+    """
+    for precision, form in itertools.product(precisions, FORMS):
+        way, choose = Steps(size, form, precision, device), random.Random(1)
+        drawn = map(partial(draw, counts=counts, designs=["paired"]), itertools.repeat(choose))
+        for line in sweep(way.train, drawn, seconds / len(FORMS) / len(precisions)):
+            yield {"attend_over": form, "precision": precision} | line

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from polars import selectors
 
-from benchmarks.arrangement import Arrangement, Outcome, Variant, draw, sweep
+from benchmarks.arrangement import FORMS, Arrangement, Outcome, Variant, draw, sweep
 from benchmarks.harness import Line, circumstances, report
 from vmapens.cohort.load import Cohort
 from vmapens.cohort.schema import CohortInfo, Feature, Task
@@ -31,8 +31,6 @@ from vmapens.nn.threads import spread_over
 from vmapens.run import Run
 from vmapens.spec import AttendOver, CohortSpec, ModelSpec, RunSpec, TrainSpec
 from vmapens.training import execute, plan
-
-FORMS: tuple[AttendOver, ...] = ("feature", "time", "pool", "uniform")
 
 
 def made_cohort(samples: int, steps: int, features: int, classes: int = 2, seed: int = 0) -> Cohort:

@@ -2,9 +2,10 @@
 
 Wants torch and Triton, no network and no Polars. Sections, in the order of their worth: the kernels against the batched
 path in float64; offsets beyond 32 bits; steps at the paper's size; one whole epoch, and the experiment that it
-extrapolates to; the sequential arm (cuDNN) and `vmap` over a time loop; what TF32 and bfloat16 do to the results of a
-training. A section that fails says so in its line and the others go on; one for which the time is short is left out, in
-a line, too. Lines of JSON go to the standard output and to gpu_check.jsonl, each as soon as it is known.
+extrapolates to; the sequential arm (cuDNN) and `vmap` over a time loop; how far company changes a variant; what TF32
+and bfloat16 do to the results of a training. A section that fails says so in its line and the others go on; one for
+which the time is short is left out, in a line, too. Lines of JSON go to the standard output and to gpu_check.jsonl,
+each as soon as it is known.
 
 With --toy all of it runs at toy size on the CPU, the kernels in Triton's interpreter: it shows that this script works,
 and its times mean nothing.
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gate, rounding
+from benchmarks import arrangement, gate, rounding
 from benchmarks.arms.ensemble import Ensemble
 from benchmarks.arms.sequential import Sequential
 from benchmarks.arms.time_loop import TimeLoop
@@ -190,6 +191,14 @@ def epoch(setup: Setup, precision: Arithmetic) -> Iterator[Line]:
     yield line | {"on_target": None if setup.toy else minutes <= TARGET_MINUTES[precision]}
 
 
+def arrangements(setup: Setup) -> Iterator[Line]:
+    """Variants in random company, in other places, blocks and widths, against themselves alone: largest differences."""
+    if setup.toy:
+        yield from arrangement.compare(setup.size, setup.device, setup.counts[:1], ["fp32"], seconds=0)
+    else:
+        yield from arrangement.compare(SIZES["small"], setup.device, (1, 7, 64), ["fp32", "bf16"], seconds=50)
+
+
 def sequential(setup: Setup) -> Iterator[Line]:
     """Arm (b): one cuDNN `nn.LSTM` after the other, data on the GPU; once with TF32 products, once without."""
     problem = Problem(setup.size, 2, setup.device)
@@ -313,6 +322,7 @@ SECTIONS: tuple[tuple[str, int, Callable[[Setup], Iterator[Line]]], ...] = (
     ("sequential", 10, sequential),
     ("steps_tf32", 40, lambda setup: steps(setup, "tf32")),
     ("proof", 20, proof),
+    ("arrangements", 60, arrangements),
     ("rounding", 40, lambda setup: rounding.compare(rounding.TOY if setup.toy else rounding.TASK, setup.device)),
     ("time_loop", 40, time_loop),
     ("epoch_tf32", 75, lambda setup: epoch(setup, "tf32")),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from own_model import MeanPool
 
 import vmapens
-from benchmarks.arrangement import DIVERGING, Alone, Arrangement, Difference, Outcome, Variant, draw
-from benchmarks.arrangements import FORMS, made_cohort, outcome_of, train
+from benchmarks.arrangement import DIVERGING, FORMS, Alone, Arrangement, Difference, Outcome, Variant, draw
+from benchmarks.arrangements import made_cohort, outcome_of, train
 from vmapens.ensemble import optimizer
 from vmapens.nn.kernels import compiled, use_kernel
 from vmapens.nn.kernels.compiled import lanes
