@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from vmapens.nn.kernels import Inputs, Plan, triton
+from vmapens.nn.kernels.triton.head import head
 
 
 class Hopper:
@@ -52,6 +53,9 @@ def main(precision: str, sizes: str) -> None:
         states, kept = triton.forward(inputs, plan)
         if keep:
             triton.backward(inputs, plan, states._replace(all=None), kept, False)
+    for kind, classes, of_y in (("binary", 1, torch.float32), ("multiclass", 25, torch.int64)):
+        weight, bias = (torch.empty(shape, device="meta") for shape in [(V, classes, H), (V, classes)])
+        head(states.h, weight, bias, torch.empty(V, B, dtype=of_y, device="meta"), kind)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,27 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.func import grad_and_value, vmap
 
 pytest.importorskip("triton")
 
 from vmapens.ensemble import optimizer
+from vmapens.ensemble.seeds import construct
+from vmapens.ensemble.stack import stack_modules
+from vmapens.ensemble.step import gradients, train_step
 from vmapens.errors import SpecError
-from vmapens.nn import LSTM
+from vmapens.nn import LSTM, AttentionLSTM
 from vmapens.nn.kernels import Inputs, Plan, batched, checked, choose, triton, use_kernel
-from vmapens.nn.kernels.agreement import distances, made_gradients, made_inputs, results
-from vmapens.nn.kernels.triton import size
+from vmapens.nn.kernels.agreement import distances, head_distances, made_gradients, made_head, made_inputs, results
+from vmapens.nn.kernels.triton import attention, product, recurrence, size
+from vmapens.nn.kernels.triton.head import head
+from vmapens.nn.loss import LOSSES, targets
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Norms over a whole tensor. float32: 6e-8 a rounding, tanh to 1.2e-7, and the gradient of a bias is a sum over all rows
@@ -148,6 +156,103 @@ def test_more_features_than_a_program_holds_go_through_the_batched_path(monkeypa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize(("kind", "classes"), [("binary", 1), ("multiclass", 3), ("multiclass", 20)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 7), (2, 70, 33)])
+def test_the_head_equals_the_plain_loss_and_its_gradients(sizes, kind, classes):
+    found = head_distances((*sizes, classes), kind, DEVICE)
+    assert max(found.values()) <= 2e-6  # seen: 4e-7, of a gradient that nearly cancels
+    given = [t.double() if t.is_floating_point() else t for t in made_head((*sizes, classes), kind, DEVICE)]
+
+    def loss(hidden, weight, bias, y):
+        return LOSSES[kind](F.linear(hidden, weight, bias), y)
+
+    gradients, losses = vmap(grad_and_value(loss, argnums=(0, 1, 2)))(*given)
+    for got, wanted in zip(batched.head(*given, kind), (losses, *gradients), strict=True):
+        assert (got - wanted).abs().max() <= 1e-14
+
+
+def test_the_head_of_a_saturated_variant_is_the_plain_losses():
+    hidden, weight, bias, y = made_head((2, 5, 7, 1), "binary", DEVICE)
+    weight[1] = 1e4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about an exponential that is infinite
+        got = head(hidden, weight, bias, y, "binary")
+    wanted = batched.head(hidden, weight, bias, y, "binary")
+    assert wanted[0][1] > 10  # logarithms are cut off at -100
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(got, wanted, strict=True))
+
+
+def test_a_linear_layer_that_no_program_can_hold_goes_through_the_batched_path():
+    given = made_head((2, 3, 600, 20), "multiclass", DEVICE)
+    ours, theirs = head(*given, "multiclass"), batched.head(*given, "multiclass")
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("over", ["feature", "uniform", "time", "pool"])
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_a_variant_beside_a_nan_takes_the_step_that_it_takes_alone(over, kind):
+    """Gradients, loss, and Adam's step, whatever the place: what no launch may make depend on the variants' number."""
+    x, y = torch.randn(9, 3, 7, device=DEVICE), torch.arange(9, device=DEVICE) % 2
+    y = targets(y, kind, x.dtype)
+    rows = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [3, 1, 4, 1, 5]], device=DEVICE)
+    model = AttentionLSTM(7, 3, 1 if kind == "binary" else 3, hidden=6, attend_over=over)
+    modules = [model, construct(partial(type(model), 7, 3, model.dense.out_features, hidden=6, attend_over=over), 1)[0]]
+
+    def stepped(*which, nan=()):
+        stack = stack_modules([modules[v] for v in which], len(which)).to(torch.device(DEVICE))
+        stack.theta[list(nan)] = torch.nan
+        rate = torch.full((len(which),), 1e-2, device=DEVICE)
+        state = optimizer.init(stack.theta[:, : stack.trained_width], rate, rate)
+        losses = train_step(gradients(model, kind), stack, state, x, y, rows[[2 * v for v in which]], 1)
+        return losses, stack.theta, state.first, state.second
+
+    with use_kernel("triton"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the interpreter, about products with NaN
+        alone, together, last = stepped(0), stepped(0, 1, 0, nan=[1]), stepped(1, 1, 0, nan=[0, 1])
+    assert torch.isnan(together[1][1]).any()
+    same = torch.equal
+    if over == "time":  # its softmax goes through the batched path, to rounding; lr times that of a gradient near zero
+        same = partial(torch.allclose, rtol=1e-5, atol=1e-5)
+    for own, beside, behind in zip(alone, together, last, strict=True):
+        assert same(own[0], beside[0])
+        assert same(own[0], beside[2])
+        assert same(own[0], behind[2])
+
+
+@pytest.mark.parametrize("gate_over", ["feature", None])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_launches_of_one_variant_are_compiled_as_those_of_many(monkeypatch, gate_over, precision):
+    """Sizes of tiles, and strides, which Triton compiles by."""
+    seen = []
+
+    class Recorded:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def launch(*arguments, **options):
+                numbers = [a for a in arguments if not isinstance(a, torch.Tensor)]
+                seen.append((self.kernel, grid[0], [(a % 16 == 0, a == 1) for a in numbers], options))
+
+            return launch
+
+    for room, name in [
+        (attention, "project"), (attention, "gate_gradient"), (product, "product"),
+        (recurrence, "forward_on_chip"), (recurrence, "backward_on_chip"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(room, name, Recorded(name))
+    calls = []
+    for count in (1, 3):
+        seen.clear()
+        inputs = made_inputs((count, 5, 3, 7, 6), gate_over=gate_over, pool=9, device=DEVICE)
+        inputs = inputs._replace(x=inputs.x[0].clone().unsqueeze(0).expand(count, 9, 3, 7))
+        plan = Plan(gate_over, keep=True, precision=precision)
+        triton.backward(inputs, plan, made_gradients(inputs, plan), triton.forward(inputs, plan)[1], False)
+        calls.append(list(seen))
+    assert calls[0] == calls[1]
+    assert len(calls[0]) >= 5
+
+
 def test_the_fused_adam_equals_the_plain_one():
     # The change of theta is a difference of numbers near 1, so a rounding of theta shows as 1e-7 / lr.
     found = optimizer.fused_distances(torch.device(DEVICE))
@@ -172,14 +277,14 @@ def compiled(precision, sizes, cache):
 
 
 H200_SHARED_BYTES = 227 * 1024
-KERNELS = {"project", "gate_gradient", "product"}
+KERNELS = {"project", "gate_gradient", "product", "classify"}
 
 
 def test_the_kernels_compile_for_an_h200_at_the_papers_size_and_fit_its_shared_memory(tmp_path):
     found = compiled("bf16", "1000,64,288,231,128", tmp_path)
     assert {line["kernel"] for line in found} == KERNELS | {"forward_on_chip", "backward_on_chip"}
     assert all(line["shared_bytes"] <= H200_SHARED_BYTES for line in found)
-    assert {line["matrix_unit"] for line in found} == {"wgmma"}
+    assert {line["matrix_unit"] for line in found if line["kernel"] != "classify"} == {"wgmma"}
 
 
 @pytest.mark.slow

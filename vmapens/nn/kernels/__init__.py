@@ -73,6 +73,15 @@ class Gradients(NamedTuple):
     gate_bias: Tensor | None
 
 
+class Classified(NamedTuple):
+    """Losses [V], gradients of the inputs' parameters, and of a linear layer's weight [V, C, H] and bias [V, C]."""
+
+    loss: Tensor
+    inputs: Gradients
+    weight: Tensor
+    bias: Tensor
+
+
 class States(NamedTuple):
     """What the recurrence gives, or their gradients: all states [V, B, T, H], last h and c [V, B, H].
 
@@ -106,11 +115,7 @@ class Plan:
 
 @runtime_checkable
 class Kernel(Protocol):
-    """The interface that the kernel modules share.
-
-    A module may also have `classify`, which computes the loss of a linear layer on the last state together with all
-    gradients: see `compiled`.
-    """
+    """The interface that the kernel modules share; one may also have the function of `Classify`."""
 
     def forward(self, inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
         """Compute the states, and, if `plan.keep`, tensors for the backward in a layout of the kernel's own."""
@@ -122,6 +127,25 @@ class Kernel(Protocol):
 
     def memory(self, sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
         """Bytes that a batch of sizes (B, T, F, H) takes, per thread and per variant: in training if `plan.keep`."""
+        ...
+
+
+class Classify(Protocol):
+    """What the kernels have that compute a loss together with all gradients."""
+
+    def classify(
+        self, inputs: Inputs, plan: Plan, weight: Tensor, bias: Tensor, y: Tensor, kind: Literal["binary", "multiclass"]
+    ) -> Classified:
+        """Compute the mean loss of a linear layer on the last hidden state, and its gradients.
+
+        Args:
+            inputs: As in `Kernel.forward`.
+            plan: As in `Kernel.forward`.
+            weight: Of the linear layer [V, C, H].
+            bias: [V, C].
+            y: Labels [V, B], as `nn.loss.LOSSES` wants them.
+            kind: Of the loss.
+        """
         ...
 
 

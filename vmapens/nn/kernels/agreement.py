@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vmapens.nn.kernels import Gradients, Inputs, Kernel, Plan, States, reference
+from vmapens.nn.loss import TaskKind
 
 
 def made_inputs(
@@ -86,6 +87,31 @@ def distances(
         for name in (*States._fields, *_GRADIENTS)
         if name in got | truth
     }
+
+
+def made_head(
+    sizes: tuple[int, int, int, int], kind: TaskKind, device: torch.device | str = "cpu", *, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random hidden states, weight, bias and labels of a problem of sizes V, B, H, C."""
+    V, B, H, C = sizes
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    y = torch.randint(2 if kind == "binary" else C, (V, B), generator=generator, device=device)
+    return normal(V, B, H), normal(V, C, H).mul_(H**-0.5), normal(V, C), y.float() if kind == "binary" else y
+
+
+def head_distances(sizes: tuple[int, int, int, int], kind: TaskKind, device: torch.device | str) -> dict[str, float]:
+    """Distances of the Triton head's loss and gradients from the batched one's in float64."""
+    from vmapens.nn.kernels import batched
+    from vmapens.nn.kernels.triton.head import head
+
+    given = made_head(sizes, kind, device)
+    got, truth = head(*given, kind), batched.head(*(_double(t) for t in given), kind)  # type: ignore[call-arg, arg-type]
+    names = ("loss", "d_hidden", "d_weight", "d_bias")
+    return {name: _distance(a, b) for name, a, b in zip(names, got, truth, strict=True)}
 
 
 _GRADIENTS = tuple(f"d_{name}" for name in Gradients._fields)

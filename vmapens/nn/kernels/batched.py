@@ -13,14 +13,18 @@ times backward; w_hh read once each way. Operations: 2*B*4H*(F + H) forward, twi
 again three times that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vmapens.nn.kernels import Gradients, Inputs, Plan, States
+from vmapens.nn.kernels import Classified, Gradients, Inputs, Kernel, Plan, States
+from vmapens.nn.loss import TaskKind
+
+Head = Callable[[Tensor, Tensor, Tensor, Tensor, TaskKind], tuple[Tensor, ...]]
+"""(hidden [V, B, H], weight [V, C, H], bias [V, C], y [V, B], kind) -> loss [V], and gradients of the first three."""
 
 _ROOM_BYTES = 2**30  # for a chunk's temporaries; fewer cost more launches, and change results by rounding only
 
@@ -59,6 +63,34 @@ def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
     """See `Kernel.memory`: a chunk's temporaries, and per variant what is kept (and time attention, three times)."""
     B, T, F, H = sizes
     return 2 * _ROOM_BYTES, 4 * B * (T * 6 * H + (3 * T * F if plan.gate_over == "time" else 0))
+
+
+def head(hidden: Tensor, weight: Tensor, bias: Tensor, y: Tensor, kind: TaskKind) -> tuple[Tensor, ...]:
+    """Mean loss [V] of a linear layer, as `nn.loss`, and the gradients of hidden, weight and bias."""
+    logits = torch.baddbmm(bias.unsqueeze(1), hidden, weight.mT)
+    if kind == "binary":
+        y = y.unsqueeze(-1)
+        p = torch.sigmoid(logits)
+        spread = p * (1 - p)
+        loss = (y - 1) * torch.log1p(-p).clamp(min=-100) - y * torch.log(p).clamp(min=-100)
+        change = (p - y) / spread.clamp(min=1e-12) * spread / y.shape[1]
+    else:
+        logs = torch.log_softmax(logits, dim=-1)
+        hit = torch.zeros_like(logs).scatter_(-1, y.unsqueeze(-1), 1)
+        loss, change = -logs.gather(-1, y.unsqueeze(-1)), (logs.exp() - hit) / y.shape[1]
+    return loss.mean(dim=(1, 2)), change @ weight, change.mT @ hidden, change.sum(dim=1)
+
+
+def classify_by(
+    kernel: Kernel, head: Head, inputs: Inputs, plan: Plan, weight: Tensor, bias: Tensor, y: Tensor, kind: TaskKind
+) -> Classified:
+    """`Classify.classify` by a kernel's forward and backward, with a head between them."""
+    plan = replace(plan, keep=True)
+    states, kept = kernel.forward(inputs, plan)
+    assert states.h is not None
+    loss, d_hidden, d_weight, d_bias = head(states.h, weight, bias, y, kind)
+    gradients = kernel.backward(inputs, plan, States(None, d_hidden, None), kept, need_x=False)
+    return Classified(loss, gradients, d_weight, d_bias)
 
 
 def _forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:

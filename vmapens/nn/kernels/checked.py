@@ -12,7 +12,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from vmapens.errors import first_line
-from vmapens.nn.kernels import Gradients, Inputs, Kernel, Plan, States, agreement, batched
+from vmapens.nn.kernels import Classified, Gradients, Inputs, Kernel, Plan, States, agreement, batched
+from vmapens.nn.loss import TaskKind
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 3e-2, "bf16": 2e-1}
 """Distances up to which a result agrees: a few times what rounding, carried back through 16 steps, makes of the
@@ -31,6 +32,16 @@ def forward(inputs: Inputs, plan: Plan) -> tuple[States, list[Tensor]]:
 def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], need_x: bool) -> Gradients:
     """See `Kernel.backward`."""
     return _kernel(inputs, plan).backward(inputs, plan, grads, kept, need_x)
+
+
+def classify(inputs: Inputs, plan: Plan, weight: Tensor, bias: Tensor, y: Tensor, kind: TaskKind) -> Classified:
+    """See `Classify`; the head is checked by itself."""
+    B, (C, H) = inputs.h0.shape[1], weight.shape[1:]
+    key = (weight.device, "head", kind, B, C, H)
+    head = batched.head
+    if trusted(key, Plan(), lambda: agreement.head_distances((2, B, H, C), kind, weight.device)):
+        from vmapens.nn.kernels.triton.head import head
+    return batched.classify_by(_kernel(inputs, plan), head, inputs, plan, weight, bias, y, kind)
 
 
 def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vmapens.nn.kernels import Gradients, Inputs, Plan, States
+from vmapens.nn.kernels import Classified, Gradients, Inputs, Plan, States
 from vmapens.nn.kernels.compiled import classifier, time_gate, variant
 from vmapens.nn.kernels.compiled.variant import Pairs, Scratch, Tape, Weights, padded
 from vmapens.nn.threads import over_variants
@@ -26,15 +26,6 @@ _GATES = {None: variant.NO_GATE, "feature": variant.FEATURE_GATE, "time": varian
 _NOTHING = np.zeros((0, 0, 0), np.float32)
 _NO_GATE = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
 _ARENAS = 6  # shapes a thread keeps memory for: a full and a last batch, of training and of two splits
-
-
-class Classified(NamedTuple):
-    """Losses [V], gradients of the inputs' parameters, and of the linear layer's weight [V, C, H] and bias [V, C]."""
-
-    loss: Tensor
-    inputs: Gradients
-    weight: Tensor
-    bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -219,15 +210,7 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
 def classify(
     inputs: Inputs, plan: Plan, weight: Tensor, bias: Tensor, y: Tensor, kind: Literal["binary", "multiclass"]
 ) -> Classified:
-    """Loss of a linear layer on the last hidden state, and its gradients, without leaving the variant's thread.
-
-    Args:
-        inputs: As in `Kernel.forward`.
-        plan: As in `Kernel.forward`.
-        weight: Of the linear layer [V, C, H].
-        bias: [V, C].
-        y: Labels [V, B], as `nn.loss.LOSSES` wants them.
-        kind: Of the loss; the mean over the batch.
+    """See `Classify`; a variant never leaves its thread.
 
     Raises:
         IndexError: If a label is no class, or a row no sample.

@@ -14,6 +14,7 @@ Offsets are 64 bits: gates have 9.4e9 elements at paper size. Each program owns 
 bytes in every run. With TRITON_INTERPRET=1 in the environment the kernels run on CPU tensors, for tests.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,9 +23,10 @@ import torch
 import triton
 from torch import Tensor
 
-from vmapens.nn.kernels import Gradients, Inputs, Plan, States, batched
-from vmapens.nn.kernels.triton import attention, product, recurrence
+from vmapens.nn.kernels import Classified, Gradients, Inputs, Plan, States, batched
+from vmapens.nn.kernels.triton import attention, head, product, recurrence
 from vmapens.nn.kernels.triton.size import Size, padded
+from vmapens.nn.loss import TaskKind
 
 _MOST_VARIANTS = 65535  # of CUDA's second grid axis
 _SCRATCH_SHARE = 8  # of a GPU's memory, one part of so many is for what a group of variants needs for a moment
@@ -47,6 +49,11 @@ def backward(inputs: Inputs, plan: Plan, grads: States, kept: Sequence[Tensor], 
         return batched.backward(inputs, plan, grads, kept, need_x)
     with torch.cuda.device_of(inputs.x):
         return _backward(size, inputs, plan, grads, kept or _forward(size, inputs, replace(plan, keep=True))[1], need_x)
+
+
+def classify(inputs: Inputs, plan: Plan, weight: Tensor, bias: Tensor, y: Tensor, kind: TaskKind) -> Classified:
+    """See `Classify`."""
+    return batched.classify_by(sys.modules[__name__], head.head, inputs, plan, weight, bias, y, kind)
 
 
 def memory(sizes: tuple[int, int, int, int], plan: Plan) -> tuple[int, int]:
@@ -145,7 +152,7 @@ def _project(size: Size, part: Inputs, gates: Tensor) -> None:
     tile, block = size.row_tile, size.block
     attention.project[(triton.cdiv(size.T * size.B, tile), len(gates))](
         x, rows, *size.packed_gate(part), size.packed_gates(part.w_ih), size.packed_bias(part), gates,
-        size.T, size.B, size.F, *x.stride(),
+        size.T, size.B, size.F, *_strides(x),
         HAS_ROWS=part.rows is not None, HAS_GATE=part.gate_weight is not None, HP=size.HP, FP=size.FP,
         M=tile, N=min(block, 4 * size.HP), K=min(block, size.FP), PRECISION=size.precision, **size.options(stages=2),
     )  # fmt: skip
@@ -159,10 +166,18 @@ def _gate_gradient(
     attention.gate_gradient[(triton.cdiv(size.T * size.B, tile), len(d_pre))](
         x, rows, *size.packed_gate(part), size.packed_gates(part.w_ih), d_pre,
         gated, d_scores, x if d_x is None else d_x,
-        size.T, size.B, size.F, *x.stride(), size.scratch_columns,
+        size.T, size.B, size.F, *_strides(x), size.scratch_columns,
         HAS_ROWS=part.rows is not None, NEED_X=d_x is not None, HP=size.HP, FP=size.FP,
         M=tile, K=min(size.block, size.FP), PRECISION=size.precision, **size.options(stages=2),
     )  # fmt: skip
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Of x; 0 from a variant to the next where there is one variant only, as for samples that many of them share.
+
+    Triton compiles by whether a stride is a multiple of 16, and code that was compiled otherwise may add otherwise.
+    """
+    return (0 if len(x) == 1 else x.stride(0), *x.stride()[1:])
 
 
 def _product(
@@ -173,7 +188,7 @@ def _product(
     x = right.x if isinstance(right, Inputs) else right
     rows = right.rows if isinstance(right, Inputs) else None
     columns = left.shape[-1]
-    strides = x.stride() if isinstance(right, Inputs) else (x.stride(0), 0, 0, 0)
+    strides = _strides(x) if gathered else (x.stride(0), 0, 0, 0)
     M, N = (min(size.product_tile, padded(length)) for length in (columns, out.shape[2] + 1))
     grid = (triton.cdiv(columns, M) * triton.cdiv(out.shape[2] + (sums is not None), N), len(left))
     product.product[grid](
