@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twin import PlainAttentionLSTM, train_one_seed
 
 from vmapens.cohort.importers.physionet2012 import import_physionet2012
@@ -152,27 +150,6 @@ def test_company_block_width_and_threads_change_no_byte(physionet, kernel):
                 assert torch.equal(together[1][row], probability[0])
                 assert torch.equal(together[2][row], attention[0])
                 assert together[3].filter(variant=row).drop("variant").equals(history.drop("variant"))
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    seeds=st.lists(st.integers(0, 30), min_size=1, max_size=7, unique=True),
-    width=st.integers(1, 7),
-    workers=st.integers(1, 3),
-    batch_size=st.integers(1, 17),
-    over=st.sampled_from(["feature", "time", "pool", "uniform"]),
-    steps=st.integers(1, 6),
-    features=st.integers(1, 5),
-)
-def test_any_arrangement_of_odd_sizes_changes_no_byte(seeds, width, workers, batch_size, over, steps, features):
-    x, y = made_data(23, steps, features)
-    options = {"hidden": 3, "epochs": 1, "batch_size": batch_size, "over": over}
-    block, probability, attention, _ = train_ensemble(seeds, x, y, width=width, workers=workers, **options)
-    for row, seed in enumerate(seeds):
-        alone = train_ensemble((seed,), x, y, **options)
-        assert torch.equal(block.stack.theta[row], alone[0].stack.theta[0])
-        assert torch.equal(probability[row], alone[1][0])
-        assert torch.equal(attention[row], alone[2][0])
 
 
 @pytest.mark.parametrize("metric", ["auroc", "log_loss"])
