@@ -310,6 +310,19 @@ def test_kernels_that_agree_are_used(no_verdicts, gate_over, precision):
     assert len(checked.forward(inputs, plan)[1][0].shape) == 4
 
 
+def test_a_head_that_agrees_is_used_and_another_is_not(monkeypatch, no_verdicts):
+    inputs, plan = made_inputs((2, 5, 3, 7, 6), gate_over="feature", pool=9, device=DEVICE), Plan("feature")
+    _, weight, bias, y = made_head((2, 5, 6, 3), "multiclass", DEVICE)
+    ours = checked.classify(inputs, plan, weight, bias, y, "multiclass")
+    assert torch.equal(ours.loss, triton.classify(inputs, plan, weight, bias, y, "multiclass").loss)
+    checked._verdicts.clear()
+    monkeypatch.setattr("vmapens.nn.kernels.triton.head.head", lambda *given: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="they failed: division by zero"):
+        plain = checked.classify(inputs, plan, weight, bias, y, "multiclass")
+    assert torch.allclose(plain.loss, ours.loss)
+    assert torch.allclose(plain.inputs.w_hh, ours.inputs.w_hh, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [

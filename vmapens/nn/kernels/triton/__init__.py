@@ -2,9 +2,10 @@
 
 Forward: `attention.project` gathers, attends, multiplies and projects; `recurrence` walks through the steps. Backward:
 `recurrence` walks back; `attention.gate_gradient` computes the attention again and goes back through it; `product` adds
-up the weights' gradients. Kept are the gates [V, T, B, 4*HP], the cells and the hidden states [V, T+1, B, HP], in
-bfloat16 where the plan's precision is bf16; nothing else of the batch. Operands are rounded as the plan's precision
-says; sums, softmax and the state that goes from step to step are float32.
+up the weights' gradients. In training `head` stands between both: logits, loss, and their gradients. Kept are the gates
+[V, T, B, 4*HP], the cells and the hidden states [V, T+1, B, HP], in bfloat16 where the plan's precision is bf16;
+nothing else of the batch. Operands are rounded as the plan's precision says; sums, softmax and the state that goes from
+step to step are float32.
 
 Attention over time, whose softmax needs all steps, is computed by the batched path's functions, and the recurrence
 over its result by the kernels here; so is the gradient of x behind the attention, which training does not ask for. More
