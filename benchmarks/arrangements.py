@@ -28,9 +28,10 @@ from vmapens.cohort.load import Cohort
 from vmapens.cohort.schema import CohortInfo, Feature, Task
 from vmapens.nn.kernels import use_kernel, version
 from vmapens.nn.threads import spread_over
+from vmapens.plan import plan
 from vmapens.run import Run
 from vmapens.spec import AttendOver, CohortSpec, ModelSpec, RunSpec, TrainSpec
-from vmapens.training import execute, plan
+from vmapens.training import execute
 
 
 def made_cohort(samples: int, steps: int, features: int, classes: int = 2, seed: int = 0) -> Cohort:

@@ -37,6 +37,8 @@ class Case:
     batch: int = 25  # the last batch is 1 sample
     precision: str = "fp32"
     frozen: bool = False
+    clip_norm: float = 0.0
+    patience: int = 0
 
     @cached_property
     def alone(self) -> Alone:
@@ -46,7 +48,14 @@ class Case:
     def train(self, arrangement: Arrangement) -> Outcome:
         spec = RunSpec(
             model=ModelSpec(hidden=self.hidden, attend_over=self.form, freeze_attention=self.frozen),
-            train=TrainSpec(epochs=2, batch_size=self.batch, precision=self.precision, device="cpu"),
+            train=TrainSpec(
+                epochs=4 if self.patience else 2,
+                batch_size=self.batch,
+                precision=self.precision,
+                clip_norm=self.clip_norm,
+                patience=self.patience,
+                device="cpu",
+            ),
             save_attention="test:3",
         )
         with use_kernel(self.kernel):
@@ -80,6 +89,8 @@ def of_any_size(form, kernel, choose) -> Case:
         batch=choose.choice((5, 16, 25, 41, 500)),
         precision=choose.choice(("fp32", *(BF16 if kernel == "compiled" else ()))),
         frozen=choose.choice((False, form != "uniform")),
+        clip_norm=choose.choice((0.0, 0.1)),
+        patience=choose.choice((0, 1)),
     )
 
 
@@ -124,6 +135,12 @@ def test_rounded_operands_change_no_variant_either(form):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_frozen_attention_changes_no_variant(kernel):
     case("feature", kernel, frozen=True).check(draw(random.Random(2), counts=[7], sizes=[5]))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_early_stopping_and_clipping_change_no_other_variant(kernel):
+    own = case("feature", kernel, clip_norm=0.1, patience=1)
+    own.check(draw(random.Random(4), counts=[7], sizes=[5], threads=[2]))
 
 
 @pytest.mark.parametrize(("form", "kernel"), [("feature", "compiled"), ("pool", "onednn")])
