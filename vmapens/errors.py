@@ -4,9 +4,15 @@ Every error carries one line: what, where, got, wanted, what to do. The command 
 status 2; any other exception is a fault of ours.
 """
 
+_LONGEST = 2000
+
 
 class VmapensError(Exception):
-    """A problem the user can mend; its text is one line that says how."""
+    """A problem the user can mend; its text is one printable line that says how, whatever names it repeats."""
+
+    def __init__(self, text: str) -> None:
+        line = printable(text)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}")
 
 
 class CohortError(VmapensError):
@@ -27,6 +33,15 @@ class RunError(VmapensError):
 
 class OutputError(VmapensError):
     """A file cannot be written."""
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would not show as a character (line ends, control and direction signs) escaped.
+
+    >>> printable("heart\nrate")
+    'heart\\nrate'
+    """
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def first_line(error: Exception) -> str:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vmapens.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -16,7 +18,7 @@ _LINE_EVERY_SECONDS = 30
 
 def say(line: str) -> None:
     """Print a line on standard error."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(printable(line) + "\n")
     sys.stderr.flush()
 
 
@@ -58,7 +60,7 @@ class TrainingProgress:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(printable(line), highlight=False, markup=False)
         else:
             say(line)
 

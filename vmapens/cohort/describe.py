@@ -10,6 +10,7 @@ from vmapens.cohort.grid import check_keys
 from vmapens.cohort.parquet import collect
 from vmapens.cohort.split import SPLITS
 from vmapens.cohort.tables import Tables, open_tables
+from vmapens.errors import printable
 
 _BATCH = 16
 _SHOWN = 60
@@ -87,7 +88,7 @@ class Description:
             lines.append(f"  {feature['feature']:<{width}}  {feature['missing']:6.1%}  {feature['unit']}".rstrip())
         if len(self.features) > _SHOWN:
             lines.append(f"  ... and {len(self.features) - _SHOWN} more (--json has all)")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def describe_cohort(source: Path) -> Description:

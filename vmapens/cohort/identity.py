@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-_WHOLE = re.compile(r"-?[0-9]+")
+_WHOLE = re.compile(r"-?[0-9]{1,640}")  # of more digits, Python may refuse to make a number
 
 
 def sample_order(samples: Sequence[str]) -> np.ndarray:
@@ -35,6 +35,6 @@ def first_five(names: Iterable[str]) -> str:
     >>> first_five("gfedcba")
     'a, b, c, d, e, ...'
     """
-    distinct = list({name.replace("\n", "\\n").replace("\r", "\\r") for name in names})  # an error is one line
+    distinct = list(set(names))
     ordered = [distinct[row] for row in sample_order(distinct)]
     return ", ".join(ordered[:5]) + (", ..." if len(ordered) > 5 else "")
