@@ -11,6 +11,7 @@ ROOMS = [
     "atomic",
     "checksum",
     "lock",
+    "machine",
     "axes",
     "spec",
     "cohort",

@@ -23,7 +23,10 @@ from vmapens.cohort.schema import CohortInfo, Task
 from vmapens.cohort.split import SPLITS, check_split, split_samples
 from vmapens.cohort.tables import Tables, open_tables
 from vmapens.errors import CohortError
+from vmapens.machine import free_bytes
 from vmapens.spec import CohortSpec
+
+_CELL_BYTES = 5  # of `x` and `observed`
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,13 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     features = len(tables.info.features)
     shape = (len(samples), tables.info.steps, features * (2 if spec.indicators else 1))
     # NumPy and torch share this memory; all the arithmetic below is in place.
-    try:
-        x = np.full(shape, np.nan, dtype=np.float32)
-    except (MemoryError, ValueError):
-        gib = 4 * math.prod(shape) / 2**30
-        raise CohortError(f"{tables.source}: {shape} values need {gib:.0f} GiB, which is not there.") from None
+    needed, free = _CELL_BYTES * math.prod(shape), free_bytes()
+    if needed > free:
+        raise CohortError(
+            f"{tables.source}: {len(samples)} samples x {shape[1]} steps x {shape[2]} features need "
+            f"{needed / 2**30:.0f} GiB of memory, of which {free / 2**30:.0f} are free; take fewer, or longer steps."
+        )
+    x = np.full(shape, np.nan, dtype=np.float32)
     values = x[:, :, :features]
     fill_grid(tables, samples, values)
     observed = np.isfinite(values)

@@ -5,27 +5,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vmapens.errors import CohortError, first_line
+from vmapens.machine import free_bytes
 
 _MAGIC = b"PAR1"
+_BATCH_ROWS = 1 << 16
+_ROW_BYTES = 16  # at least, of the keys of a row
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+"""What Polars raises for pages that it cannot read; a panic is no `Exception`."""
 
 
 def scan(files: Sequence[Path]) -> pl.LazyFrame:
-    """A lazy frame of the rows of all files; nothing but their schema is read.
+    """A lazy frame of the rows of all files; each was read once to its end, and nothing of it is kept but the schema.
 
     Raises:
-        CohortError: If a file is missing, is not Parquet or was cut short, or the files differ in their columns.
+        CohortError: If a file is missing, is not Parquet, was cut short or damaged, or has more rows than fit in
+            memory, or the files differ in their columns, or a column has a name that is a pattern.
     """
     for path in files:
-        _check(path)
+        _check_ends(path)
+        _check_pages(path)
     where = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     lazy = pl.scan_parquet(list(files), glob=False)
     try:
-        lazy.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
+        columns = lazy.collect_schema().names()
+    except UNREADABLE as error:
         raise CohortError(f"{where} cannot be read as Parquet: {first_line(error)}; write it again.") from error
+    if patterns := [name for name in columns if is_pattern(name)]:
+        raise CohortError(f"{where}: a column is called `{patterns[0]}`, which Polars reads as a pattern; rename it.")
     return lazy
+
+
+def is_pattern(name: str) -> bool:
+    """Whether Polars takes the name of a column for a pattern of names, everywhere."""
+    return name == "*" or (name.startswith("^") and name.endswith("$"))
 
 
 def collect(lazy: pl.LazyFrame, where: Path) -> pl.DataFrame:
@@ -36,7 +52,7 @@ def collect(lazy: pl.LazyFrame, where: Path) -> pl.DataFrame:
     """
     try:
         return lazy.collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise CohortError(f"{where}: the tables cannot be read: {first_line(error)}; write them again.") from error
 
 
@@ -61,7 +77,23 @@ def fingerprint(files: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def _check(path: Path) -> None:
+def _check_pages(path: Path) -> None:
+    # Polars takes pages as they come: of damaged ones it may panic, or end the process when it asks for memory.
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.metadata.num_rows
+            if rows * _ROW_BYTES > free_bytes():
+                raise CohortError(f"{path} has {rows:,} rows, more than fit in memory; is it the right file?")
+            for name in file.schema_arrow.names:
+                for _ in file.iter_batches(_BATCH_ROWS, columns=[name]):
+                    pass
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CohortError(f"{path} cannot be read as Parquet: {first_line(error)}; write it again.") from error
+
+
+def _check_ends(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CohortError(f"{path} is no file: wanted Parquet.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
