@@ -220,7 +220,7 @@ BAD = {
         "steps = 4.5\n" + HEAD[10:] + SERIES + STEP + LABELS,
         "steps is 4.5, wanted a whole number above 0",
     ),
-    "no minutes": ("steps = 6\nminutes_per_step = 0\n" + SERIES + STEP + LABELS, "0, wanted a number above 0"),
+    "no minutes": ("steps = 6\nminutes_per_step = 0\n" + SERIES + STEP + LABELS, "0, wanted a number from 1e-06 to"),
     "a misspelt key": (HEAD + SERIES + STEP + "layuot = 'long'\n" + LABELS, r"\[series\]: has unknown keys \(layuot\)"),
     "no series": (HEAD + LABELS, "`series` is missing"),
     "no file": (HEAD + SERIES.replace("dyn", "dny") + STEP + LABELS, "dny.parquet does not exist"),

@@ -148,7 +148,7 @@ def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
     torch.save((x, y), tmp_path / "good.pt")
     for message, arguments in {
         "the task cannot be called `split`": {"task": "split"},
-        "wanted a number > 0": {"minutes_per_step": 0.0},
+        r"wanted 1e-06 to 1e\+08": {"minutes_per_step": 0.0},
     }.items():
         with pytest.raises(CohortError, match=message):
             import_tensors([tmp_path / "good.pt"], tmp_path / "out", **arguments)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from vmapens.errors import SpecError
+from vmapens.errors import SpecError, VmapensError, first_line
 
 AttendOver = Literal["feature", "time", "pool", "uniform"]
 Design = Literal["paired", "crossed"]
@@ -164,6 +164,10 @@ class VariantSpec:
             if self.design == "paired" and n not in (0, len(self.inits)):
                 wanted = f"{len(self.inits)}, one per init seed, or use --design crossed"
                 raise SpecError(f"the number of {name} is {n}, but must be {wanted}.")
+        count = len(self.inits)
+        if self.design == "crossed":
+            count *= max(len(self.order_seeds), 1) * max(len(self.bootstrap_seeds), 1)
+        _require(count <= _MOST_NUMBERS, "the number of variants", count, f"{_MOST_NUMBERS} at most")
 
     @property
     def inits(self) -> tuple[int, ...]:
@@ -242,14 +246,33 @@ def read_config(path: Path) -> Table:
     Seeds may be written as "A:B".
 
     Raises:
-        SpecError: If the file is missing or is not TOML.
+        SpecError: As `read_toml`.
+    """
+    return read_toml(path, SpecError)
+
+
+def read_toml(path: Path, kind: type[VmapensError]) -> Table:
+    """Read a TOML file.
+
+    Raises:
+        VmapensError: Of the given kind, if the file is missing, is not TOML, or holds a date, a time or a number of
+            more than 64 bits.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        if not _is_plain(table):
+            raise ValueError("it has a date, a time, or a whole number of more than 64 bits, which no setting is")
     except FileNotFoundError:
-        raise SpecError(f"{path} does not exist; --config wants a TOML file.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path} is not a readable TOML file: {error}.") from error
+        raise kind(f"{path} does not exist; wanted a TOML file.") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number of 5000 digits
+        raise kind(f"{path} is not a readable TOML file: {first_line(error)}.") from error
+    return table
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() <= 64)
 
 
 def resolve(command_line: Table, config: Table | None = None, preset: str = "") -> RunSpec:
@@ -327,7 +350,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(arguments[0], entry, where) for entry in value)
     elif origin is dict and isinstance(value, dict):
         return value
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif hint is float and (type(value) is float or (type(value) is int and value.bit_length() <= 64)):
         return float(value)
     elif isinstance(hint, type) and type(value) is hint:
         return value

@@ -75,7 +75,7 @@ def fill_grid(tables: Tables, samples: Sequence[str], x: Float32[np.ndarray, "N 
         else:
             found = tables.pick(wanted).select(row.alias("row"), "step", *values)
         frame = collect(found.filter(pl.col("row").is_not_null()), tables.source)
-        block = frame.select(pl.col("^value .*$")).to_numpy()
+        block = frame.drop("row", "step", strict=False).to_numpy()
         if is_static:
             x[frame["row"].to_numpy(), :, columns] = block[:, None, :]
         else:

@@ -49,7 +49,6 @@ same time it is the larger one, so that the order of rows never matters. With wh
 wide table then may have one row per (sample, step), anything else is an error; a long table takes the larger value.
 """
 
-import tomllib
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,9 +57,10 @@ import polars as pl
 
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.parquet import collect, number_columns, scan
-from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
 from vmapens.cohort.section import Section
 from vmapens.errors import CohortError
+from vmapens.spec import read_toml
 
 _FILE = {"steps", "minutes_per_step", "source", "licence", "outside", "series", "labels", "static", "features"}
 _SERIES = {"files", "layout", "sample", "time", "time_unit", "features", "feature", "value"}
@@ -87,22 +87,18 @@ def read_mapping(path: Path) -> Mapped:
         CohortError: If the file is not TOML, a key is missing, unknown or of the wrong type, or a file or column that
             it names is not there.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CohortError(f"{path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CohortError(f"{path} is not a readable TOML file: {error}.") from error
+    table = read_toml(path, CohortError)
     root = Section(path, "the file", table, _FILE)
-    steps, minutes = root.whole("steps"), root.positive("minutes_per_step")
+    steps, minutes = root.whole("steps"), root.number("minutes_per_step", *MINUTES)
     outside = root.choice("outside", ("error", "drop"), "error")
     timed, labelled = root.section("series", _SERIES), root.section("labels", _LABELS)
     label_files = labelled.files("file")
     labels, tasks, taken = _labels(labelled, collect(scan(label_files), path))
     long = timed.choice("layout", ("wide", "long"), "wide") == "long"
     series_files = timed.files("files")
-    keys = _keys(timed, scan(series_files), minutes)
-    rows, names = (_long if long else _wide)(timed, scan(series_files), keys, taken)
+    raw = scan(series_files)
+    keys = _keys(timed, raw, minutes)
+    rows, names = (_long if long else _wide)(timed, raw, keys, taken)
     dropped: dict[str, int] = {}
     if outside == "drop":
         inside = pl.col("step").is_between(0, steps - 1).fill_null(value=False)

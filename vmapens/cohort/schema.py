@@ -7,6 +7,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +15,15 @@ from typing import Any, Literal
 import polars as pl
 
 from vmapens.atomic import atomic_path, write_text
+from vmapens.cohort.parquet import is_pattern
 from vmapens.errors import CohortError
 
 FORMAT_VERSION = 1
 SERIES_FILE = "series.parquet"
 LABELS_FILE = "labels.parquet"
 INFO_FILE = "cohort.json"
+MINUTES = (1e-6, 1e8)
+"""Minutes between two steps, least and most: from 60 microseconds to 190 years."""
 _ROW_GROUP = 1 << 18  # fixed: Polars would choose it by its number of threads, and the bytes with it
 
 
@@ -94,10 +98,12 @@ def write_cohort(folder: Path, info: CohortInfo, series: pl.DataFrame | pl.LazyF
         labels: Columns `sample`, the tasks, and any of `group`, `split`, static columns; sorted here by sample.
 
     Raises:
-        CohortError: If the folder holds a cohort already.
+        CohortError: If the folder holds a cohort already, or one of its names is taken twice or is no text.
         OutputError: If it cannot be written.
     """
     require_no_cohort(folder)
+    if problem := _problem(info):
+        raise CohortError(f"{folder} is not written: {problem}; choose other names.")
     columns = [pl.col("sample"), pl.col("step").cast(pl.Int32)]
     columns += [pl.col(feature.name).cast(pl.Float32) for feature in info.features]
     rows = series.lazy().select(columns).sort("sample", "step")
@@ -133,18 +139,25 @@ def read_info(folder: Path) -> CohortInfo:
         if table["format_version"] != FORMAT_VERSION:
             got = table["format_version"]
             raise CohortError(f"{path}: format version {got}, this vmapens reads {FORMAT_VERSION}; import it again.")
-        table["features"] = tuple(Feature(**entry) for entry in table["features"])
-        table["tasks"] = tuple(Task(**{**entry, "classes": tuple(entry["classes"])}) for entry in table["tasks"])
-        table["notes"] = tuple(table["notes"])
-        info = CohortInfo(**table)
+        table["features"] = tuple(Feature(**entry) for entry in _listed(table["features"]))
+        table["tasks"] = tuple(
+            Task(**{**entry, "classes": _listed(entry["classes"])}) for entry in _listed(table["tasks"])
+        )
+        info = CohortInfo(**{**table, "notes": _listed(table["notes"])})
         problem = _problem(info)
         if problem:
             raise ValueError(problem)
         return info
     except FileNotFoundError:
         raise CohortError(f"{path} does not exist: {folder} is not a cohort; make one with `vmapens import`.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CohortError(f"{path} cannot be read as a cohort description ({error}); import it again.") from error
+
+
+def _listed(value: object) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return tuple(value)
 
 
 def _problem(info: CohortInfo) -> str:
@@ -152,16 +165,21 @@ def _problem(info: CohortInfo) -> str:
     names = [feature.name for feature in info.features] + [task.name for task in info.tasks]
     texts = [text for f in info.features for text in (f.name, f.unit, f.group)]
     texts += [text for task in info.tasks for text in (task.name, task.note, *task.classes)]
-    if type(info.steps) is not int:
-        return f"steps is {info.steps!r}, wanted a whole number"
-    if type(info.minutes_per_step) not in (int, float) or not 0 < info.minutes_per_step < float("inf"):
-        return f"minutes_per_step is {info.minutes_per_step!r}, wanted a number above 0"
-    if not all(isinstance(text, str) for text in (*texts, *info.notes, info.source, info.licence)):
+    if type(info.steps) is not int or info.steps >= 2**31:
+        return f"steps is {info.steps!r}, wanted a whole number below 2^31"
+    if type(info.minutes_per_step) not in (int, float) or not MINUTES[0] <= info.minutes_per_step <= MINUTES[1]:
+        return f"minutes_per_step is {info.minutes_per_step!r}, wanted a number from {MINUTES[0]:g} to {MINUTES[1]:g}"
+    if not isinstance(info.dropped, dict) or not all(type(count) is int for count in info.dropped.values()):
+        return f"dropped is {info.dropped!r}, wanted a table of whole numbers"
+    texts += [*info.notes, *info.dropped, info.source, info.licence]
+    if not all(isinstance(text, str) for text in texts):
         return "names, units, classes and notes must be texts"
+    if re.search("[\ud800-\udfff]", "".join(texts)):
+        return "a name or text holds half a surrogate pair, which no file can"
+    if any(map(is_pattern, names)):
+        return f"`{next(filter(is_pattern, names))}` is no name of a column, but a pattern of names"
     if len(set(names)) < len(names):
         return "two features or tasks have the same name"
-    if not isinstance(info.dropped, dict):
-        return f"dropped is {info.dropped!r}, wanted a table"
     for task in info.tasks:
         if task.kind not in ("binary", "multiclass") or len(task.classes) < 2:
             return f"task `{task.name}` is {task.kind} with {len(task.classes)} classes"

@@ -58,17 +58,19 @@ class Section:
             self._wrong(key, value, "without repeats")
         return list(value)
 
-    def positive(self, key: str) -> float:
-        """A number above 0."""
+    def number(self, key: str, least: float, most: float) -> float:
+        """A number of a range."""
         value = self._value(key, None)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-        return float(value) if good and isinstance(value, int | float) else self._wrong(key, value, "a number above 0")
+        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+            return float(value)
+        return self._wrong(key, value, f"a number from {least:g} to {most:g}")
 
     def whole(self, key: str) -> int:
-        """A whole number above 0."""
+        """A whole number above 0 that an int32 holds."""
         value = self._value(key, None)
-        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        return value if good and isinstance(value, int) else self._wrong(key, value, "a whole number above 0")
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
+            return value
+        return self._wrong(key, value, "a whole number above 0 and below 2^31")
 
     def column(self, key: str, columns: Collection[str], default: str | None = None) -> str:
         """The name of a column that is there."""
@@ -85,7 +87,10 @@ class Section:
             globs = any(sign in pattern for sign in "*?[") and not literal.exists()
             # `Path.glob` refuses absolute patterns, hence the anchor.
             anchor = Path(literal.anchor) if literal.is_absolute() else Path()
-            matches = sorted(anchor.glob(str(literal.relative_to(anchor)))) if globs else [literal]
+            try:
+                matches = sorted(anchor.glob(str(literal.relative_to(anchor)))) if globs else [literal]
+            except (OSError, ValueError) as error:
+                self.fail(f"{key} = `{pattern}` cannot be searched for ({error})")
             if not matches:
                 self.fail(f"{key} = `{pattern}` matches no file in {self.path.parent}")
             found += [match for match in matches if match not in found]

@@ -124,8 +124,9 @@ def _problems(info: CohortInfo, series_frame: pl.LazyFrame, labels_frame: pl.Dat
     if unlabelled:
         found.append(f"{len(unlabelled)} tasks have no column in the labels ({first_five(unlabelled)})")
     for name in ("group", "split", *(task.name for task in info.tasks)):
-        kind = labels.get(name)
-        if kind is not None and (kind.is_nested() or kind == pl.Binary):
+        kind = labels.get(name, pl.Null())
+        texts = (pl.String, pl.Categorical, pl.Enum) if name in ("group", "split") else (pl.String,)
+        if not (kind.is_numeric() or kind in (pl.Boolean, pl.Null, *texts)):
             found.append(f"`{name}` of the labels is {kind}, wanted text or whole numbers")
     leaks = sorted(places.keys() & {"group", "split", *(task.name for task in info.tasks)})
     if leaks:
