@@ -104,7 +104,10 @@ class _Budget:
 
     def spend(self, amount: int, path: Path) -> None:
         self.left -= amount
-        if self.left < 0:
+        self.require(0, path)
+
+    def require(self, amount: int, path: Path) -> None:
+        if amount > self.left:
             raise CohortError(
                 f"{path} holds more than the {self.limit:,} bytes that one import reads; is it the right file? "
                 "Import its sets one by one."
@@ -118,12 +121,13 @@ class _Wanted:
     heads: tuple[bytes, ...]
     left_out: Counter[str]
 
-    def whole(self, stream: _Readable, size: int) -> bytes | None:
-        """All `size` bytes of an opened file if it begins as a wanted one, else None."""
+    def whole(self, stream: _Readable, size: int, budget: _Budget, path: Path) -> bytes | None:
+        """All `size` bytes of an opened file, which archives may lie about, if it begins as a wanted one, else None."""
         head = stream.read(min(size, len(BYTE_ORDER_MARK) + max(map(len, self.heads))))
         if not head.removeprefix(BYTE_ORDER_MARK).startswith(self.heads):
             self.left_out["files of another kind (told by their first line): left out"] += 1
             return None
+        budget.require(size - len(head), path)
         return head + stream.read(size - len(head))
 
     def pass_over(self) -> None:
@@ -196,7 +200,7 @@ def _read_folder(folder: Path, wanted: _Wanted, budget: _Budget) -> Iterator[tup
 def _read_file(path: Path, name: str, wanted: _Wanted, budget: _Budget) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if (data := wanted.whole(_Capped(file, budget, path), size)) is not None:
+        if (data := wanted.whole(_Capped(file, budget, path), size, budget, path)) is not None:
             yield name, data
 
 
@@ -213,7 +217,7 @@ def _read_tar(
                 file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
                 if file is None:
                     wanted.pass_over()
-                elif (data := wanted.whole(file, member.size)) is not None:
+                elif (data := wanted.whole(file, member.size, budget, path)) is not None:
                     yield member.name, data
         while capped.read(_CHUNK_BYTES):  # to the end, so that the decompressor checks its own checksum
             pass
@@ -223,11 +227,11 @@ def _read_zip(path: Path, wanted: _Wanted, budget: _Budget) -> Iterator[tuple[st
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
-            if member.is_dir():
+            if member.filename.endswith("/"):
                 continue
             if kind not in (0, stat.S_IFREG):
                 wanted.pass_over()
                 continue
             with archive.open(member) as file:
-                if (data := wanted.whole(_Capped(file, budget, path), member.file_size)) is not None:
+                if (data := wanted.whole(_Capped(file, budget, path), member.file_size, budget, path)) is not None:
                     yield member.filename, data
