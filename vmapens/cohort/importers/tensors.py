@@ -5,7 +5,8 @@ Files are read without running code from them: `torch.load(weights_only=True)`, 
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmapens.cohort.schema import CohortInfo, Feature, Task, write_cohort
+from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task, write_cohort
 from vmapens.errors import CohortError, first_line
+from vmapens.machine import free_bytes
 
 MAX_CLASSES = 1000
 """More are taken for something that is no label."""
@@ -38,6 +40,7 @@ _ROLES = {"x": "x", "data": "x", "input": "x", "inputs": "x", "y": "y"}
 _ROLES |= dict.fromkeys(("label", "labels", "target", "targets", "outcome", "outcomes"), "y")
 _ROLES |= dict.fromkeys(("id", "ids", "sample", "samples"), "ids")
 _NAMES_OF_FEATURES = ("feature_names", "features", "columns")
+_CELL_BYTES = 12  # of x while it is written: as it is, as float32, and by feature
 _RESERVED = ("sample", "step", "group", "split")
 
 
@@ -97,8 +100,8 @@ def import_tensors(
     """
     if task in _RESERVED or not task:
         raise CohortError(f"the task cannot be called `{task}`: the cohort has a column of that name; choose another.")
-    if not 0 < minutes_per_step < float("inf"):
-        raise CohortError(f"minutes per step: got {minutes_per_step}, wanted a number > 0.")
+    if not MINUTES[0] <= minutes_per_step <= MINUTES[1]:
+        raise CohortError(f"minutes per step: got {minutes_per_step}, wanted {MINUTES[0]:g} to {MINUTES[1]:g}.")
     found = _Found()
     for path in _files(paths):
         _read(path, found)
@@ -144,34 +147,56 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def _read(path: Path, found: _Found) -> None:
     """Add what one file holds."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                content: object = {name: archive[name] for name in archive.files}
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of pickle protocols it may not read, then reads or fails
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        unpacked = _unpacked_bytes(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # both warn of old files that they may not read, then read or fail
+            content = _load(path) if unpacked <= free_bytes() else None
     except Exception as error:  # a broken or hostile pickle raises whatever it makes the reader stumble on
         reason = first_line(error)[:120]
         raise CohortError(
             f"{path} is cut short or holds more than plain arrays, and code in a file is never run ({reason}); "
             "save tensors alone: torch.save({'x': x, 'y': y}, path)."
         ) from error
-    for name, values in _named(content, path.stem):
-        if isinstance(values, Tensor):
-            values = _as_numpy(values)
-        elif isinstance(values, list | tuple) and values and all(isinstance(value, str) for value in values):
-            values = np.array(values)
-        if not isinstance(values, np.ndarray):
+    named = _named(content, path.stem)
+    # A view of one number may have any size.
+    cells = sum(values.numel() for _, values in named if isinstance(values, Tensor))
+    needed, free = max(unpacked, _CELL_BYTES * cells), free_bytes()
+    if needed > free:
+        raise CohortError(
+            f"{path} unpacks to {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; is it the right file? "
+            "Save fewer samples, or use a machine with more memory."
+        )
+    for name, values in named:
+        try:
+            array = _as_array(values)
+        except Exception as error:  # what torch and NumPy raise for types that are no numbers or texts
+            raise CohortError(
+                f"{path}: `{name}` is no plain array ({first_line(error)[:120]}); save it as dense floats or integers."
+            ) from error
+        if array is None:
             continue
-        if values.ndim == 1 and values.dtype.kind == "U" and name.lower() in _NAMES_OF_FEATURES:
-            found.names.append(tuple(values.tolist()))
+        if array.ndim == 1 and array.dtype.kind == "U" and name.lower() in _NAMES_OF_FEATURES:
+            found.names.append(tuple(array.tolist()))
         else:
             split = _split_of(name) or _split_of(path.stem)
-            found.arrays.append(_Array(name, path.name + (f"[{name}]" if name != path.stem else ""), split, values))
+            found.arrays.append(_Array(name, path.name + (f"[{name}]" if name != path.stem else ""), split, array))
 
 
-def _named(content: object, stem: str) -> Iterable[tuple[str, object]]:
+def _unpacked_bytes(path: Path) -> int:
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def _load(path: Path) -> object:
+    if path.suffix != ".npz":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _named(content: object, stem: str) -> list[tuple[str, object]]:
     if isinstance(content, Mapping):
         return [(str(name), values) for name, values in content.items()]
     if isinstance(content, list | tuple):
@@ -179,10 +204,23 @@ def _named(content: object, stem: str) -> Iterable[tuple[str, object]]:
     return [(stem, content)]
 
 
+def _as_array(values: object) -> NDArray[np.generic] | None:
+    """What can be an array of numbers or texts; None for all else."""
+    if isinstance(values, Tensor):
+        return _as_numpy(values)
+    if isinstance(values, list | tuple) and values and all(isinstance(value, str) for value in values):
+        values = np.array(values)
+    if not isinstance(values, np.ndarray):
+        return None
+    if values.dtype.kind == "U":
+        "".join(values.reshape(-1).tolist()).encode()  # ValueError: holds what is no text
+    return values
+
+
 def _as_numpy(values: Tensor) -> NDArray[np.generic]:
-    values = values.detach().resolve_conj().resolve_neg()
     if values.layout is not torch.strided:
-        values = values.to_dense()
+        raise TypeError("it is sparse, and its indices may be anything")
+    values = values.detach().resolve_conj().resolve_neg()
     array: NDArray[np.generic] = (values.float() if values.dtype in {torch.bfloat16, torch.float16} else values).numpy()
     return array
 
@@ -273,6 +311,8 @@ def _labels(y: _Array) -> Int64[np.ndarray, "N"]:
 def _checked_ids(ids: _Array) -> NDArray[np.generic]:
     if ids.values.dtype.kind not in "iuU":
         raise CohortError(f"{ids.where}: ids are of type {ids.values.dtype}, wanted integers or text.")
+    if ids.values.dtype.kind == "u" and ids.values.astype(np.uint64).max(initial=0) >= 2**63:
+        raise CohortError(f"{ids.where}: an id is 2^63 or more; wanted smaller integers, or text.")
     return ids.values.astype(np.int64) if ids.values.dtype.kind in "iu" else ids.values
 
 
