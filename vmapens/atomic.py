@@ -55,7 +55,7 @@ def _flush_folder(folder: Path) -> None:
 def remove_leftovers(root: Path) -> None:
     """Remove the temporary files below a folder that processes which were killed have left there."""
     for path in root.rglob(".*.tmp"):
-        if is_leftover(path):
+        if is_leftover(path) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

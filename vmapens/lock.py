@@ -47,7 +47,7 @@ def hold(folder: Path) -> Iterator[None]:
 def _locked(path: Path) -> int:
     """Open and lock the file that stands at `path` once it is locked: its last holder removes it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same(descriptor, path):
