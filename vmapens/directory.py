@@ -15,6 +15,7 @@ from vmapens.atomic import atomic_path, is_leftover, remove_leftovers, write_tex
 from vmapens.checksum import checksums, write_list
 from vmapens.errors import OutputError, RunError, first_line
 from vmapens.lock import LOCK_FILE, hold
+from vmapens.spec import MOST_NUMBERS
 
 FORMAT_VERSION = 1
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
@@ -137,8 +138,10 @@ class RunPaths:
             lists: dict[str, Any] = {
                 name: tuple(values.pop(name)) for name in ("status", "kept_epoch", "trained_epochs")
             }
+            if not isinstance(values["sha256"][BEST], str):
+                raise ValueError("it has no checksums")
             return Finished(**lists, **values)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{path} cannot be read ({first_line(error)}): remove {path.parent}, and --resume trains variants "
                 f"{block[0]} to {block[1] - 1} again; all others stay."
@@ -155,7 +158,8 @@ def occupy(root: Path, *, overwrite: bool, resume: bool) -> Iterator[RunPaths]:
         resume: Leave a run that is there as it is, but for temporary files of a process that was killed.
 
     Raises:
-        RunError: If another process holds it, something is there already and neither is set, or it is no run.
+        RunError: If another process holds it, something is there already and neither is set, it is no run, or what is
+            to go on holds links.
         OutputError: If it cannot be written.
     """
     paths = RunPaths(root)
@@ -172,10 +176,21 @@ def occupy(root: Path, *, overwrite: bool, resume: bool) -> Iterator[RunPaths]:
     except OSError as error:
         raise OutputError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
     with hold(root):
-        if not check():  # again: another process may have been here
+        if check():  # again: another process may have been here
+            _refuse_links(root)
+        else:
             _empty(root)
         remove_leftovers(root)
         yield paths
+
+
+def _refuse_links(root: Path) -> None:
+    links = [str(path) for path in sorted(root.rglob("*")) if path.is_symlink()]
+    if links:
+        raise RunError(
+            f"{root} holds links ({', '.join(links[:5])}), through which files elsewhere would be written: put the "
+            "files themselves in their place."
+        )
 
 
 def _empty(root: Path) -> None:
@@ -231,14 +246,37 @@ def read_manifest(paths: RunPaths) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads(paths.manifest.read_text(encoding="utf-8"))
-        version, _ = manifest["format_version"], manifest["state"]
+        if (version := manifest["format_version"]) != FORMAT_VERSION:
+            raise RunError(f"{paths.manifest}: format version {version}, this vmapens reads {FORMAT_VERSION}.")
+        if problem := _problem(manifest):
+            raise ValueError(problem)
     except FileNotFoundError:
         raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{paths.manifest} cannot be read ({error}).") from error
-    if version != FORMAT_VERSION:
-        raise RunError(f"{paths.manifest}: format version {version}, this vmapens reads {FORMAT_VERSION}.")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{paths.manifest} cannot be read ({error}): it is damaged, or no run of vmapens.") from error
     return manifest
+
+
+def _problem(manifest: dict[str, Any]) -> str:
+    """What is wrong with the types and values of a manifest that was read; "" if nothing is."""
+    task, model, blocks = manifest["task"], manifest["model"], manifest["blocks"]
+    texts = [manifest["state"], manifest["cohort"]["fingerprint"], model["made_from"], model["class"]]
+    texts += [task["name"], task["note"], *task["classes"]]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest["spec"], dict):
+        return "state, fingerprint, task and class must be texts, and spec a table"
+    if not isinstance(task["classes"], list) or task.keys() != {"name", "kind", "classes", "note"}:
+        return f"task is {task}, wanted name, kind, classes and note"
+    if task["kind"] not in ("binary", "multiclass") or len(task["classes"]) < 2:
+        return f"task `{task['name']}` is {task['kind']} with {len(task['classes'])} classes"
+    sizes = [model["features"], model["steps"], model["outputs"]]
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        return f"features, steps and outputs are {sizes}, wanted whole numbers above 0"
+    ends = [0, *(number for block in blocks for number in block)]
+    if len(ends) < 3 or not all(type(end) is int and end <= MOST_NUMBERS for end in ends):
+        return "blocks are no ranges of variants"
+    if any(len(block) != 2 or block[0] >= block[1] for block in blocks) or ends[:-1:2] != ends[1::2]:
+        return "blocks are no ranges of variants, one behind the other"
+    return ""
 
 
 def finish_run(paths: RunPaths, manifest: dict[str, Any], *, unchanged: dict[str, str] | None = None) -> None:

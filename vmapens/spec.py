@@ -23,7 +23,7 @@ Unmatched = Literal["error", "keep", "drop"]
 Table = dict[str, Any]
 BUILT_IN = "attention-lstm"
 """Name of the built-in model."""
-_MOST_NUMBERS = 1_000_000
+MOST_NUMBERS = 1_000_000
 
 
 def _require(holds: bool, what: str, got: object, wanted: str) -> None:
@@ -167,7 +167,7 @@ class VariantSpec:
         count = len(self.inits)
         if self.design == "crossed":
             count *= max(len(self.order_seeds), 1) * max(len(self.bootstrap_seeds), 1)
-        _require(count <= _MOST_NUMBERS, "the number of variants", count, f"{_MOST_NUMBERS} at most")
+        _require(count <= MOST_NUMBERS, "the number of variants", count, f"{MOST_NUMBERS} at most")
 
     @property
     def inits(self) -> tuple[int, ...]:
@@ -230,7 +230,7 @@ def whole_numbers(text: str, what: str) -> tuple[int, ...]:
     try:
         if ":" in text:
             start, stop = (int(part) for part in text.split(":"))
-            _require(stop - start <= _MOST_NUMBERS, f"{what} `{text}`", "too long", f"{_MOST_NUMBERS} numbers at most")
+            _require(stop - start <= MOST_NUMBERS, f"{what} `{text}`", "too long", f"{MOST_NUMBERS} numbers at most")
             numbers = tuple(range(start, stop))
         else:
             numbers = tuple(int(part) for part in text.split(","))
