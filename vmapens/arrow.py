@@ -164,7 +164,9 @@ def read_table(path: Path) -> pa.Table:
         RunError: If the file is missing, cut short or not Arrow.
     """
     with _readable(path):
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
+        return table
 
 
 class AttentionFile:
@@ -191,13 +193,15 @@ class AttentionFile:
             self._mapped.madvise(mmap.MADV_SEQUENTIAL if whole else mmap.MADV_RANDOM)
             self._buffer = pa.py_buffer(self._mapped)
             self._file = pa.ipc.open_file(self._buffer)
+            _check_schema(self._file.schema)
         self._batches = self._file.num_record_batches // variants
 
     @property
     def metadata(self) -> dict[str, Any]:
         """What the file says of itself; see `attention_schema`."""
-        metadata: dict[str, Any] = json.loads((self._file.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-        return metadata
+        with _readable(self._path):
+            metadata: dict[str, Any] = dict(json.loads((self._file.schema.metadata or {}).get(METADATA_KEY, b"{}")))
+            return metadata
 
     @property
     def samples(self) -> list[str]:
@@ -217,12 +221,16 @@ class AttentionFile:
         Raises:
             RunError: If the file holds something else.
         """
+        absent = [sample for sample in samples if sample not in self._places]
+        if absent:
+            raise RunError(f"{self._path} does not hold {', '.join(absent[:5])}, as the index says; was it changed?")
         places = [self._places[sample] for sample in samples]
         parts = {place // BATCH_ROWS for place in places}
-        attention = {part: to_numpy(self._batch(variant, part)["attention"]) for part in parts}
-        rows = [attention[place // BATCH_ROWS][place % BATCH_ROWS] for place in places]
-        if not self._whole:
-            self._fetch(rows)
+        with _readable(self._path):
+            attention = {part: to_numpy(self._batch(variant, part)["attention"]) for part in parts}
+            rows = [attention[place // BATCH_ROWS][place % BATCH_ROWS] for place in places]
+            if not self._whole:
+                self._fetch(rows)
         return rows
 
     def _fetch(self, rows: list[np.ndarray]) -> None:
@@ -240,15 +248,24 @@ class AttentionFile:
     @cached_property
     def _places(self) -> dict[str, int]:
         """Where each sample stands among the rows of a variant: of each the same."""
-        parts = (self._batch(self._first, part)["sample"] for part in range(self._batches))
+        parts = [self._batch(self._first, part)["sample"] for part in range(self._batches)]
+        with _readable(self._path):
+            for ids in parts:
+                ids.validate(full=True)
+                if ids.null_count:
+                    raise ValueError("a sample has no name")
         return {sample: place for place, sample in enumerate(chain.from_iterable(ids.to_pylist() for ids in parts))}
 
     def _batch(self, variant: int, part: int) -> pa.RecordBatch:
         with _readable(self._path):
             batch = self._file.get_batch((variant - self._first) * self._batches + part)
-        if batch["variant"][0].as_py() != variant:
+            batch.validate()
+        if not len(batch) or batch["variant"][0].as_py() != variant:
             raise RunError(f"{self._path} does not hold variant {variant} where vmapens writes it; was it changed?")
         return batch
+
+
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, RecursionError, MemoryError, pa.ArrowException)
 
 
 @contextmanager
@@ -256,11 +273,20 @@ def _readable(path: Path) -> Iterator[None]:
     """Say in one line what to do about a file that cannot be read inside the block."""
     try:
         yield
-    except (OSError, ValueError) as error:  # ValueError: of mmap, for an empty file, and of pyarrow
+    except _UNREADABLE as error:
         raise RunError(
             f"{path} is not a whole Arrow file ({first_line(error)}); "
             "remove the folder `attention` of the run and run `vmapens attend` again."
         ) from error
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    leaf = attention = schema.field("attention").type
+    while pa.types.is_fixed_size_list(leaf):
+        leaf = leaf.value_type
+    kinds = [schema.field("variant").type, schema.field("sample").type, leaf]
+    if kinds != [pa.int32(), pa.utf8(), pa.float32()] or leaf == attention:
+        raise ValueError("its columns are not those of attention")
 
 
 def to_numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

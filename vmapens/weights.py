@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
@@ -51,8 +52,10 @@ def read_tensors(path: Path) -> tuple[Stack, dict[str, Tensor]]:
         columns = description["columns"]
         if description["sha256"] != _checksum(columns, tensors):
             raise ValueError("its bytes are not those that were written")
-        table = tuple(Column(name, a, b, tuple(shape), trained) for name, a, b, shape, trained in json.loads(columns))
-        return Stack(tensors.pop("theta"), table), tensors
+        theta = tensors.pop("theta")
+        if theta.ndim != 2 or not theta.is_floating_point():
+            raise ValueError("its theta is no table of numbers")
+        return Stack(theta, _columns(json.loads(columns), theta.shape[1])), tensors
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
@@ -71,11 +74,25 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} cannot be read as weights ({first_line(error)}): "
             f"remove {path.parent} and run the same `vmapens train` with --resume."
         ) from error
+
+
+def _columns(table: list[list[Any]], width: int) -> tuple[Column, ...]:
+    """The table of columns, each a stretch of the rows of theta that has the shape of its parameter."""
+    for name, *numbers, shape, trained in table:
+        start, stop = numbers
+        whole = all(type(number) is int and number >= 0 for number in (start, stop, *shape))
+        if type(name) is not str or type(trained) is not bool or not whole:
+            raise ValueError(f"its column {name} is no name with a place and a shape")
+        if stop - start != math.prod(shape) or stop > width:
+            raise ValueError(f"its column {name} is not within its theta")
+    if not table or len({row[0] for row in table}) < len(table):
+        raise ValueError("it has no columns, or two of one name")
+    return tuple(Column(name, start, stop, tuple(shape), trained) for name, start, stop, shape, trained in table)
 
 
 def _checksum(columns: str, tensors: dict[str, Tensor]) -> str:
