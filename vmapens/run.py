@@ -1,6 +1,6 @@
 """`open_run`: everything that a run directory holds, read back piece by piece."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
@@ -17,9 +19,25 @@ from vmapens.cohort.schema import Task
 from vmapens.directory import HISTORY, RunPaths, read_manifest
 from vmapens.ensemble.stack import Stack
 from vmapens.errors import RunError, SpecError, first_line
+from vmapens.machine import free_bytes
 from vmapens.nn.factory import model_factory
 from vmapens.spec import RunSpec, from_table
 from vmapens.weights import read_weights
+
+_SPLITS = pl.Schema({"sample": pl.String, "split": pl.String})
+_SEEDS = dict.fromkeys(("init_seed", "order_seed", "bootstrap_seed"), pl.Int64)
+_RATES = dict.fromkeys(("lr", "weight_decay"), pl.Float64)
+_KEPT = {"status": pl.String, "kept_epoch": pl.Int32, "trained_epochs": pl.Int32}
+_VARIANTS = pl.Schema({"variant": pl.Int32, **_SEEDS, **_RATES, **_KEPT})
+_FEATURES = pl.Schema(
+    {"index": pl.Int32, **dict.fromkeys(("feature", "unit", "group"), pl.String), "mean": pl.Float64, "std": pl.Float64}
+)
+_METRICS = pl.Schema({"variant": pl.Int32, "split": pl.String, "metric": pl.String, "value": pl.Float64})
+_HISTORY = pl.Schema({"variant": pl.Int32, "epoch": pl.Int32, "train_loss": pl.Float64, "valid_loss": pl.Float64})
+_INPUTS = pl.Schema({"sample": pl.String, "y": pl.Int32})
+_INDEX = pl.Schema({"sample": pl.String, "part": pl.Int32})
+_MOST_PARTS = 1_000_000
+_ROW_BYTES = 16  # of a table, at least
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,10 @@ class Run:
     @cached_property
     def spec(self) -> RunSpec:
         """The resolved settings."""
-        return from_table(self.manifest["spec"])
+        try:
+            return from_table(self.manifest["spec"])
+        except SpecError as error:
+            raise RunError(f"{self.paths.manifest} has a wrong spec: {error}") from error
 
     @cached_property
     def task(self) -> Task:
@@ -48,39 +69,48 @@ class Run:
     @cached_property
     def variants(self) -> pl.DataFrame:
         """The table of variants with status, kept epoch and number of trained epochs."""
-        return self._parquet(self.paths.variants)
+        frame = self._parquet(self.paths.variants, _VARIANTS)
+        if frame["variant"].to_list() != list(range(self.blocks[-1][1])):
+            raise RunError(f"{self.paths.variants} holds other variants than run.json; train the run again.")
+        return frame
 
     @cached_property
     def splits(self) -> pl.DataFrame:
         """Columns sample, split."""
-        return self._parquet(self.paths.splits)
+        return self._parquet(self.paths.splits, _SPLITS)
 
     @cached_property
     def features(self) -> pl.DataFrame:
         """Columns index, feature, unit, group, mean, std."""
-        return self._parquet(self.paths.features)
+        return self._parquet(self.paths.features, _FEATURES)
 
     @cached_property
     def metrics(self) -> pl.DataFrame:
         """Columns variant, split, metric, value."""
-        return self._parquet(self.paths.metrics)
+        return self._parquet(self.paths.metrics, _METRICS)
 
     @cached_property
     def predictions(self) -> pl.DataFrame:
         """Columns variant, sample, split, y, probability."""
-        return self._parquet(self.paths.predictions)
+        outputs = self.task.outputs
+        probability = pl.Float32() if outputs == 1 else pl.Array(pl.Float32, outputs)
+        columns = pl.Schema({"variant": pl.Int32, **_SPLITS, "y": pl.Int32, "probability": probability})
+        return self._parquet(self.paths.predictions, columns)
 
     @cached_property
     def history(self) -> pl.DataFrame:
         """Columns variant, epoch, train_loss, valid_loss, and the metric of the kept epoch; all blocks."""
-        return pl.concat([self._parquet(self.paths.block(*block) / HISTORY) for block in self.blocks])
+        parts = [self._parquet(self.paths.block(*block) / HISTORY, _HISTORY) for block in self.blocks]
+        if any(part.schema != parts[0].schema for part in parts):
+            raise RunError(f"the blocks of {self.paths.root} have histories of other columns; train the run again.")
+        return pl.concat(parts)
 
     @cached_property
     def inputs(self) -> pl.DataFrame:
         """What the saved samples looked like: sample, y, value, scaled, measured."""
         frame = pl.from_arrow(arrow.read_table(self.paths.inputs))
         assert isinstance(frame, pl.DataFrame)
-        return frame
+        return _checked(frame, _INPUTS, self.paths.inputs)
 
     def summary(self) -> pl.DataFrame:
         """Scores over the variants that did not fail: split, metric, variants, mean, sd (of the sample), min, max."""
@@ -99,6 +129,9 @@ class Run:
         """
         chosen = self.blocks if block is None else [block]
         stacks = [read_weights(self.paths.block(*entry) / f"{which}.safetensors") for entry in chosen]
+        for (start, stop), stack in zip(chosen, stacks, strict=True):
+            if len(stack.theta) != stop - start or stack.columns != stacks[0].columns:
+                raise RunError(f"{self.paths.block(start, stop)} holds weights of another run; --resume the training.")
         return stacks[0] if len(stacks) == 1 else Stack(torch.cat([s.theta for s in stacks]), stacks[0].columns)
 
     def state_dict(self, variant: int, which: str = "best") -> dict[str, torch.Tensor]:
@@ -161,6 +194,8 @@ class Run:
                 file = arrow.AttentionFile(path, start, stop - start, whole=samples is None and variants is None)
                 columns = [column for column, sample in enumerate(ids) if index[sample] == part]
                 found = [file.rows(variant, [ids[column] for column in columns]) for _, variant in own]
+                if result is not None and found[0][0].shape != result.shape[2:]:
+                    raise RunError(f"{path} holds attention of another shape than the parts before; was it changed?")
                 if result is None:
                     result = np.empty((len(numbers), len(ids), *found[0][0].shape), np.float32)
                 for (row, _), values in zip(own, found, strict=True):
@@ -174,8 +209,14 @@ class Run:
     @cached_property
     def attention_parts(self) -> dict[str, int]:
         """Which part of each block's folder holds which saved sample."""
-        index = self.paths.attention_index
-        return dict(self._parquet(index).iter_rows()) if index.exists() else {}
+        path = self.paths.attention_index
+        if not path.exists():
+            return {}
+        index = self._parquet(path, _INDEX).select(_INDEX.names())
+        good = index["part"].is_between(0, _MOST_PARTS) & index["sample"].is_not_null()
+        if not good.fill_null(value=False).all():
+            raise RunError(f"{path} names samples or parts that cannot be; was it changed?")
+        return dict(index.iter_rows())
 
     @property
     def saved_samples(self) -> list[str]:
@@ -188,13 +229,35 @@ class Run:
                 return start, stop
         raise RunError(f"variant {variant} is not in {self.paths.root}, which has 0 to {self.blocks[-1][1] - 1}.")
 
-    def _parquet(self, path: Path) -> pl.DataFrame:
+    def _parquet(self, path: Path, columns: Mapping[str, Any]) -> pl.DataFrame:
+        # With pyarrow, because Polars panics over some damaged files.
         try:
-            return pl.read_parquet(path, glob=False)
-        except (OSError, pl.exceptions.PolarsError) as error:
+            with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows * _ROW_BYTES > free_bytes():
+                    raise ValueError(f"it has {file.metadata.num_rows:,} rows, more than fit in memory")
+                table = file.read()
+            table.validate(full=True)
+            frame = pl.from_arrow(table)
+        except (
+            OSError,
+            ValueError,
+            MemoryError,
+            pa.ArrowException,
+            pl.exceptions.PolarsError,
+            pl.exceptions.PanicException,
+        ) as error:
             raise RunError(
                 f"{path} cannot be read ({first_line(error)}); train the run again or --resume it."
             ) from error
+        assert isinstance(frame, pl.DataFrame)
+        return _checked(frame, columns, path)
+
+
+def _checked(frame: pl.DataFrame, columns: Mapping[str, Any], path: Path) -> pl.DataFrame:
+    wrong = [f"{name} is {frame.schema.get(name)}" for name, kind in columns.items() if frame.schema.get(name) != kind]
+    if wrong:
+        raise RunError(f"{path} is not the table that vmapens writes ({', '.join(wrong[:5])}); train the run again.")
+    return frame
 
 
 def open_run(path: Path | str) -> Run:
@@ -204,6 +267,9 @@ def open_run(path: Path | str) -> Run:
         RunError: If it is not a run, or not finished.
     """
     paths = RunPaths(Path(path))
+    for other in paths.root.rglob("*"):
+        if not (other.is_file() or other.is_dir()):  # a pipe would be waited for
+            raise RunError(f"{other} is no file: a run holds nothing else; remove it.")
     manifest = read_manifest(paths)
     if manifest["state"] != "done":
         raise RunError(
