@@ -241,6 +241,32 @@ def test_attention_whose_texts_point_outside_the_file_is_one_line(copy):
     assert ends_well(vmapens.open_run(root).attention, root) is None
 
 
+def test_a_run_that_is_someone_elses_imports_nothing(copy, files, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nModel = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = next(name for name in files if name.name == "run.json")
+    manifest = json.loads(files[name])
+    manifest["spec"]["model"] = {"name": "evil:Model"}
+    root = copy({name: json.dumps(manifest).encode()})
+    assert read_all(root) > 10
+    with pytest.raises(
+        RunError, match=r"was trained with `evil:Model`, .* only imported if you name it, too: --model evil"
+    ):
+        attend_samples(root, "test")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(RunError):
+        attend_samples(root, "test", model="evil:Model")
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_model_larger_than_its_weights_is_refused_before_it_is_made(copy, files):
+    name = next(name for name in files if name.name == "run.json")
+    manifest = json.loads(files[name])
+    manifest["spec"]["model"]["hidden"] = 10**7
+    with pytest.raises(RunError, match="holds weights of other names or shapes"):
+        vmapens.open_run(copy({name: json.dumps(manifest).encode()})).model()
+
+
 @pytest.mark.parametrize(
     "link", [".lock", "attention/block=000000-000001", "attention/index.parquet", ".run.json.1.tmp"]
 )

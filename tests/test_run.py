@@ -298,7 +298,9 @@ def test_a_model_of_the_users_own_trains_from_python_and_by_name(cohort_folder, 
 
     from_python = vmapens.train(factory, None, spec_of(cohort_folder), tmp_path / "python")
     assert torch.equal(by_name.weights().theta, from_python.weights().theta)
-    assert len(attend_samples(by_name.paths.root, "test:9")) == 2
+    with pytest.raises(RunError, match="only imported if you name it, too: --model own_model:MeanPool"):
+        attend_samples(by_name.paths.root, "test:9")
+    assert len(attend_samples(by_name.paths.root, "test:9", model="own_model:MeanPool")) == 2
     with pytest.raises(RunError, match="was trained from Python with own_model:MeanPool"):
         attend_samples(from_python.paths.root, "test:9")
     with pytest.raises(RunError, match="holds weights of other names or shapes"):

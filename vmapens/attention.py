@@ -25,6 +25,7 @@ from vmapens.errors import RunError, SpecError, StackError
 from vmapens.nn.kernels import compute_device, use_kernel
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run
+from vmapens.spec import BUILT_IN
 
 _EVALUATED = ("valid", "test")
 _GROUP = 16  # variants per pass over the samples, fewer where their results would take more than ATTENTION_PASS_MIB
@@ -317,7 +318,7 @@ def cohort_of(run: Run, path: Path | None = None) -> Cohort:
 
 
 def attend_samples(
-    path: Path, which: str, cohort_path: Path | None = None, *, model: Factory | None = None
+    path: Path, which: str, cohort_path: Path | None = None, *, model: Factory | str | None = None
 ) -> list[str]:
     """Add samples to the attention files of a finished run; those that are there already are left alone.
 
@@ -325,7 +326,7 @@ def attend_samples(
         path: The run directory.
         which: As in `choose_samples`.
         cohort_path: Where the cohort is now, if not where it was.
-        model: The factory that the run was trained with, if that was one and not a name.
+        model: What the run was trained with, if not a built-in model: the name of a class, or a factory.
 
     Returns:
         Ids of the samples written.
@@ -333,7 +334,7 @@ def attend_samples(
     run = open_run(path)
     cohort = cohort_of(run, cohort_path)
     rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
-    module = run.model() if model is None else construct(model, 0)[0]
+    module = run.model(model or BUILT_IN) if model is None or isinstance(model, str) else construct(model, 0)[0]
     if columns_of(module) != run.weights(block=run.blocks[0]).columns:
         raise RunError(f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own.")
     with occupy(path, overwrite=False, resume=True), spread_over():

@@ -361,6 +361,7 @@ def attend(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     samples: Annotated[str, typer.Option(help="test, test:N, all, @FILE, or ids separated by commas.")],
     cohort: Annotated[Path | None, typer.Option(help="Where the cohort is, if it has moved.")] = None,
+    model: Annotated[str | None, typer.Option(help="The package:Class of your own that the run was made with.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write the attention of further samples under all variants, recomputed from the kept weights.
@@ -369,7 +370,7 @@ def attend(
     """
     from vmapens.attention import attend_samples
 
-    written = attend_samples(run, samples, cohort)
+    written = attend_samples(run, samples, cohort, model=model)
     if as_json:
         typer.echo(_json({"run": str(run), "samples": written}))
     else:

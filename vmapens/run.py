@@ -17,11 +17,11 @@ from vmapens import arrow
 from vmapens.atomic import atomic_path
 from vmapens.cohort.schema import Task
 from vmapens.directory import HISTORY, RunPaths, read_manifest
-from vmapens.ensemble.stack import Stack
+from vmapens.ensemble.stack import Stack, columns_of
 from vmapens.errors import RunError, SpecError, first_line
 from vmapens.machine import free_bytes
 from vmapens.nn.factory import model_factory
-from vmapens.spec import RunSpec, from_table
+from vmapens.spec import BUILT_IN, RunSpec, from_table
 from vmapens.weights import read_weights
 
 _SPLITS = pl.Schema({"sample": pl.String, "split": pl.String})
@@ -143,23 +143,41 @@ class Run:
         start, stop = self._block_of(variant)
         return self.weights(which, block=(start, stop)).state_dict(variant - start)
 
-    def model(self) -> torch.nn.Module:
+    def model(self, named: str = BUILT_IN) -> torch.nn.Module:
         """A module of the run's architecture; its parameters are of no meaning.
 
+        Args:
+            named: `attention-lstm`, or the `package:Class` that the run was trained with. A run directory is data,
+                perhaps of someone else: what it names is only imported if the caller names it, too.
+
         Raises:
-            RunError: If the run was made from Python with a factory, or its module cannot be imported any more.
+            RunError: If the run was made from Python with a factory, is of another model than `named`, its module
+                cannot be imported any more, or the kept weights are of another architecture.
         """
         sizes = self.manifest["model"]
         if sizes["made_from"] == "python":
             raise RunError(f"{self.paths.root} was trained from Python with {sizes['class']}: give that model again.")
-        try:
-            factory = model_factory(
-                self.spec.model, features=sizes["features"], steps=sizes["steps"], outputs=sizes["outputs"]
+        spec = self.spec.model
+        if spec.name != named:
+            raise RunError(
+                f"{self.paths.root} was trained with `{spec.name}`, not with `{named}`; code that a run names is only "
+                f"imported if you name it, too: --model {spec.name}."
             )
+        try:
+            factory = model_factory(spec, features=sizes["features"], steps=sizes["steps"], outputs=sizes["outputs"])
+            if spec.name == BUILT_IN:
+                with torch.device("meta"):  # sizes that the weights do not have are not asked for
+                    self._check_columns(factory())
             with torch.random.fork_rng(devices=[]):
                 return factory()
         except (SpecError, TypeError) as error:
             raise RunError(f"{self.paths.root}: its model cannot be built again ({error}).") from error
+
+    def _check_columns(self, module: torch.nn.Module) -> None:
+        if columns_of(module) != self.weights(block=self.blocks[0]).columns:
+            raise RunError(
+                f"{self.paths.root} holds weights of other names or shapes than {type(module).__name__} has."
+            )
 
     def attention(
         self, samples: Sequence[str] | str | None = None, variants: Sequence[int] | int | None = None
