@@ -5,7 +5,6 @@ halved where an allocation fails after all.
 """
 
 import os
-import re
 import resource
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from vmapens.ensemble.step import PREDICTION_BATCH
+from vmapens.machine import free_bytes
 from vmapens.nn.kernels import Plan, choose, is_compiled
 from vmapens.spec import RunSpec
 
@@ -168,26 +168,16 @@ def _free(device: torch.device) -> int:
     """Bytes that can be had: of a GPU's memory, or of the machine's (files that are cached count as free)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    free = int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free  # of a container
+    return free_bytes()
 
 
 def _held() -> int:
     """Bytes of memory that this process holds."""
-    pages = _read("/proc/self/statm").split()
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else _most_held()
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else _most_held()
 
 
 def _most_held() -> int:
     """Most bytes that it has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""
