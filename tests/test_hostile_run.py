@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import vmapens
 from vmapens import arrow
 from vmapens.attention import attend_samples
+from vmapens.cli import _main
 from vmapens.cohort.synthetic import make_synthetic
 from vmapens.directory import RunPaths
 from vmapens.ensemble.stack import Column, Stack
@@ -294,6 +295,14 @@ def test_a_pipe_in_a_run_is_not_waited_for(copy):
         vmapens.open_run(root)
 
 
+@pytest.mark.parametrize(
+    "which", ["", ",", "@", "@\0", "@/", "test:0", "test:" + "9" * 5000, "a\nb", "none:3", "\u0663"]
+)
+def test_samples_in_any_words_are_one_line_or_none_are_written(copy, which):
+    root = copy({})
+    assert not ends_well(lambda: attend_samples(root, which), root)
+
+
 @pytest.mark.parametrize("variant", [-1, V, 10**30])
 def test_variants_that_are_not_there_are_one_line(copy, tmp_path, variant):
     root = copy({})
@@ -321,3 +330,15 @@ def test_export_and_attend_write_a_result_or_nothing(copy, files, tmp_path, data
     if not written:  # whole parts of the blocks before a damaged one may stand there, which no index names
         assert {path: now for path, now in after.items() if path.name != "part-1.arrow"} == before
     assert all(root in path.parents for path in after.keys() - before.keys())
+
+
+@pytest.mark.parametrize("name", ["r\udcffun", "r\nu\u202en'\"", "r*u[n]?"])
+def test_paths_of_any_name_are_one_line_or_a_run(made, tmp_path, capfd, name):
+    """On Linux a name is bytes, and 0xff, which is no text, is one of them."""
+    options = ["--task", "outcome", "--variants", "2", "--hidden", "2", "--epochs", "1", "--out", str(tmp_path / name)]
+    status = _main(["train", str(made / "cohort"), *options])
+    assert status == _main(["attend", str(tmp_path / name), "--samples", "test:17", "--json"])
+    assert status == (2 if "\udcff" in name else 0)
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert status == 0 or len(lines) == 2

@@ -20,10 +20,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         A path in the same folder, to be written and closed inside the block.
 
     Raises:
-        OutputError: If the system refuses: no permission, no room, no such place.
+        OutputError: If the system refuses (no permission, no room, no such place), or the name is not UTF-8.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        str(path).encode()  # Polars, Arrow and safetensors write to no name that is no text
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         yield temporary
@@ -33,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
     except Exception as error:
         # Polars and safetensors have errors of their own for what the system refuses; their text ends in its number.
-        if isinstance(error, OSError) or "(os error" in str(error):
+        if isinstance(error, OSError | UnicodeEncodeError) or "(os error" in str(error):
             raise OutputError(
                 f"{path} cannot be written: {first_line(error)}; choose another --out, or make room."
             ) from error

@@ -55,13 +55,13 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
         rows: Tensor = cohort.rows(split)
         if not number:
             return rows
-        if not number.isdecimal() or int(number) < 1:
+        if not number.isdecimal() or len(number) > 18 or int(number) < 1:
             raise SpecError(f"`{which}` cannot be read: write {split}:N with N of 1 or more.")
         return _stratified(rows, cohort.y[rows], int(number), seed)
     if which.startswith("@"):
         try:
             lines = Path(which[1:]).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
             raise SpecError(f"{which[1:]} cannot be read as a list of ids ({error}); write one id a line.") from None
         ids = [line.strip() for line in lines if line.strip()]
     else:

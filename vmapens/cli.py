@@ -143,7 +143,8 @@ def _describe(cohort: Path, as_json: bool = False) -> None:
 
 def _json(value: object) -> str:
     """One line of JSON; numbers that are not finite, which JSON does not have, become null."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()  # a path may hold bytes that are no text
 
 
 def _finite(value: object) -> object:
@@ -263,7 +264,7 @@ def _variants(
 def _block(text: str | None) -> int | str | None:
     if text is None or text == "auto":
         return text
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
         raise SpecError(f"--block is `{text}`, but must be auto, or a number of variants of 1 or more.")
     return int(text)
 
