@@ -89,7 +89,7 @@ def test_the_run_that_is_spoilt_below_is_good(copy):
     assert read_all(root) == len(list(everything(vmapens.open_run(root))))
 
 
-@examples(60)
+@examples(40)
 @given(data=st.data())
 def test_a_manifest_of_any_json_is_one_line_or_a_run(copy, files, data):
     name = next(name for name in files if name.name == "run.json")
@@ -109,7 +109,7 @@ def test_blocks_of_any_numbers_are_one_line_or_a_run(copy, files, blocks):
     read_all(copy({name: json.dumps({**json.loads(files[name]), "blocks": blocks}).encode()}))
 
 
-@examples(60)
+@examples(40)
 @given(data=st.data())
 def test_damaged_files_are_one_line_or_an_answer(copy, files, data):
     name = data.draw(st.sampled_from(sorted(files)))
@@ -309,7 +309,7 @@ def test_variants_that_are_not_there_are_one_line(copy, tmp_path, variant):
     assert ends_well(lambda: export_variant(root, variant, tmp_path / "v.pt"), tmp_path) is None
 
 
-@examples(20)
+@examples(12)
 @given(data=st.data())
 def test_export_and_attend_write_a_result_or_nothing(copy, files, tmp_path, data):
     """Also with checksums that were made to fit."""
