@@ -43,9 +43,10 @@ def make_run(folder: Path, attention: np.ndarray, *, block: int) -> RunPaths:
         with arrow.write_attention(paths.attention(start, stop, 0), schema) as writer:
             writer.write(start, ids, y, probability[start:stop], attention[start:stop])
     write_parquet(paths.attention_index, pl.DataFrame({"sample": ids, "part": np.zeros(samples, np.int32)}))
+    cohort = {"fingerprint": "", "samples": {"train": 0, "valid": 0, "test": samples}}
     task = {"name": "none", "kind": "binary", "classes": ["0", "1"], "note": ""}
     model = {"made_from": "python", "class": "none", "features": sizes[-1], "steps": sizes[0], "outputs": 1}
-    manifest = {"format_version": FORMAT_VERSION, "state": "done", "spec": {}, "cohort": {"fingerprint": ""}}
+    manifest = {"format_version": FORMAT_VERSION, "state": "done", "spec": {}, "cohort": cohort}
     write_json(paths.manifest, {**manifest, "task": task, "model": model, "blocks": [list(block) for block in blocks]})
     return paths
 

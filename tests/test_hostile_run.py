@@ -27,6 +27,7 @@ from vmapens.ensemble.stack import Column, Stack
 from vmapens.errors import RunError
 from vmapens.run import export_variant
 from vmapens.spec import resolve
+from vmapens.verify import verify
 from vmapens.weights import read_weights, write_weights
 
 V, T, F = 3, 4, 4
@@ -93,8 +94,17 @@ def test_the_run_that_is_spoilt_below_is_good(copy):
 @given(data=st.data())
 def test_a_manifest_of_any_json_is_one_line_or_a_run(copy, files, data):
     name = next(name for name in files if name.name == "run.json")
-    manifest = data.draw(changed(json.loads(files[name])))
-    read_all(copy({name: json.dumps(manifest).encode()}))
+    root = copy({name: json.dumps(data.draw(changed(json.loads(files[name])))).encode()})
+    read_all(root)
+    ends_well(lambda: list(verify(root)), root)
+
+
+@examples(40)
+@given(data=st.data())
+def test_a_block_that_is_done_by_any_json_is_one_line_or_a_run(copy, files, data):
+    name = next(name for name in files if name.name == "done.json")
+    root = copy({name: json.dumps(data.draw(changed(json.loads(files[name])))).encode()})
+    ends_well(lambda: list(verify(root)), root)
 
 
 BLOCKS = st.lists(
@@ -311,7 +321,7 @@ def test_variants_that_are_not_there_are_one_line(copy, tmp_path, variant):
 
 @examples(12)
 @given(data=st.data())
-def test_export_and_attend_write_a_result_or_nothing(copy, files, tmp_path, data):
+def test_verify_answers_and_export_and_attend_write_a_result_or_nothing(copy, files, tmp_path, data):
     """Also with checksums that were made to fit."""
     name = data.draw(
         st.sampled_from(sorted(name for name in files if name.suffix in (".json", ".parquet", ".safetensors")))
@@ -321,6 +331,7 @@ def test_export_and_attend_write_a_result_or_nothing(copy, files, tmp_path, data
         f"{hashlib.sha256((root / own).read_bytes()).hexdigest()}  {own}\n" for own in files if own.name != "SHA256SUMS"
     )
     (root / "SHA256SUMS").write_text(sums)
+    ends_well(lambda: list(verify(root)), root)
     out = tmp_path / "v.safetensors"
     out.unlink(missing_ok=True)
     ends_well(lambda: export_variant(root, 0, out), tmp_path, out)

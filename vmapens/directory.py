@@ -140,6 +140,9 @@ class RunPaths:
             }
             if not isinstance(values["sha256"][BEST], str):
                 raise ValueError("it has no checksums")
+            for name, kind in (("status", str), ("kept_epoch", int), ("trained_epochs", int)):
+                if len(lists[name]) != block[1] - block[0] or not all(type(entry) is kind for entry in lists[name]):
+                    raise ValueError(f"its {name} is not that of {block[1] - block[0]} variants")
             return Finished(**lists, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
@@ -252,7 +255,7 @@ def read_manifest(paths: RunPaths) -> dict[str, Any]:
             raise ValueError(problem)
     except FileNotFoundError:
         raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{paths.manifest} cannot be read ({error}): it is damaged, or no run of vmapens.") from error
     return manifest
 
@@ -271,6 +274,9 @@ def _problem(manifest: dict[str, Any]) -> str:
     sizes = [model["features"], model["steps"], model["outputs"]]
     if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
         return f"features, steps and outputs are {sizes}, wanted whole numbers above 0"
+    samples = manifest["cohort"]["samples"]
+    if samples.keys() != {"train", "valid", "test"} or not all(type(count) is int for count in samples.values()):
+        return f"samples are {samples}, wanted the numbers of train, valid and test"
     ends = [0, *(number for block in blocks for number in block)]
     if len(ends) < 3 or not all(type(end) is int and end <= MOST_NUMBERS for end in ends):
         return "blocks are no ranges of variants"

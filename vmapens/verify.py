@@ -12,7 +12,7 @@ from vmapens.attention import cohort_of
 from vmapens.checksum import LIST_FILE, damaged, read_list
 from vmapens.ensemble import metrics
 from vmapens.ensemble.step import predict
-from vmapens.errors import VmapensError
+from vmapens.errors import RunError, VmapensError
 from vmapens.nn.kernels import compute_device
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run
@@ -110,7 +110,11 @@ def _tables(run: Run) -> tuple[list[str], str]:
     }
     faults = []
     for name, columns in _COLUMNS.items():
-        frame: pl.DataFrame = getattr(run, name)
+        try:
+            frame: pl.DataFrame = getattr(run, name)
+        except RunError as error:
+            faults.append(str(error))
+            continue
         if frame.columns != columns:
             faults.append(f"{name}.parquet has columns {', '.join(frame.columns)}, wanted {', '.join(columns)}")
         if len(frame) != rows[name]:
