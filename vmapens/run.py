@@ -286,7 +286,7 @@ def open_run(path: Path | str) -> Run:
     """
     paths = RunPaths(Path(path))
     for other in paths.root.rglob("*"):
-        if not (other.is_file() or other.is_dir()):  # a pipe would be waited for
+        if other.exists() and not (other.is_file() or other.is_dir()):  # a pipe would be waited for
             raise RunError(f"{other} is no file: a run holds nothing else; remove it.")
     manifest = read_manifest(paths)
     if manifest["state"] != "done":
