@@ -14,24 +14,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_SHARE_MISSING = 0.3
+_STAYS_AT_ONCE = 100
 
 
-def measure(samples: int = 5000, steps: int = 288, features: int = 231) -> dict[str, float]:
-    """Write a cohort with 30 % of its cells missing, load it, report.
+def measure(samples: int = 5000, steps: int = 288, features: int = 231, measured: float = 0.7) -> dict[str, float]:
+    """Write a cohort of which that share of the cells is measured, load it, report.
 
     Returns:
         `tensor_mib` (x alone), `growth_mib` (peak over baseline), `ratio` (of the two), `seconds`, `file_mib`, and the
         three sizes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _run("make", folder, str(samples), str(steps), str(features))
+        _run("make", folder, str(samples), str(steps), str(features), str(measured))
         found: dict[str, float] = json.loads(_run("load", folder))
-    return {"samples": samples, "steps": steps, "features": features, **found}
+    return {"samples": samples, "steps": steps, "features": features, "measured": measured, **found}
 
 
-def make(folder: Path, samples: int, steps: int, features: int) -> None:
-    """Write the cohort, 50 samples at a time."""
+def make(folder: Path, samples: int, steps: int, features: int, measured: float = 0.7) -> None:
+    """Write the cohort: the same hundred stays again and again, under other ids, a row group each time.
+
+    So a large one takes little memory, and a second for each 100 MB.
+    """
     import numpy as np
     import polars as pl
     import pyarrow as pa
@@ -48,14 +51,15 @@ def make(folder: Path, samples: int, steps: int, features: int) -> None:
     )
     kinds = [("sample", pa.string()), ("step", pa.int32()), *((name, pa.float32()) for name in names)]
     generator = np.random.default_rng(0)
+    values = generator.standard_normal((features, _STAYS_AT_ONCE * steps), dtype=np.float32)
+    missing = generator.random(values.shape, dtype=np.float32) >= measured
+    columns = [pa.array(row, mask=gap) for row, gap in zip(values, missing, strict=True)]
+    step = pa.array(np.tile(np.arange(steps, dtype=np.int32), _STAYS_AT_ONCE))
     with pq.ParquetWriter(folder / SERIES_FILE, pa.schema(kinds)) as writer:
-        for start in range(0, samples, 50):
-            some = ids[start : start + 50]
-            values = generator.standard_normal((features, len(some) * steps), dtype=np.float32)
-            missing = generator.random(values.shape, dtype=np.float32) < _SHARE_MISSING
-            columns = [pa.array(row, mask=gap) for row, gap in zip(values, missing, strict=True)]
-            keys = [pa.array(np.repeat(some, steps)), pa.array(np.tile(np.arange(steps, dtype=np.int32), len(some)))]
-            writer.write_table(pa.table([*keys, *columns], schema=writer.schema))
+        for start in range(0, samples, _STAYS_AT_ONCE):
+            some = np.repeat(ids[start : start + _STAYS_AT_ONCE], steps)
+            rest = [column.slice(0, len(some)) for column in (step, *columns)]
+            writer.write_table(pa.table([pa.array(some), *rest], schema=writer.schema))
 
 
 def load(folder: Path) -> dict[str, float]:
@@ -88,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--steps", type=int, default=288)
     parser.add_argument("--features", type=int, default=231)
+    parser.add_argument("--measured", type=float, default=0.7, help="share of the cells (default 0.7)")
     options = parser.parse_args(arguments)
     sys.stdout.write(json.dumps({"benchmark": "load", **measure(**vars(options))}) + "\n")
 
@@ -108,7 +113,7 @@ def _run(*arguments: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["make"]:
-        make(Path(sys.argv[2]), *(int(size) for size in sys.argv[3:6]))
+        make(Path(sys.argv[2]), *(int(size) for size in sys.argv[3:6]), *(float(share) for share in sys.argv[6:7]))
     elif sys.argv[1:2] == ["load"]:
         sys.stdout.write(json.dumps(load(Path(sys.argv[2]))))
     else:
