@@ -68,7 +68,7 @@ class Ensemble:
         modules = (construct(factory, seed)[0] for seed in table["init_seed"])
         stack = stack_modules(modules, len(table)).to(self._ready.device)
         self._data = experiment.data
-        self._block = Block.start(stack, table, list(orders(factory, table, len(self._data.x))))
+        self._block = Block.start(stack, table, list(orders(factory, table, len(self._data.train))))
 
     def settings(self) -> AbstractContextManager[None]:
         """As `vmapens train`."""

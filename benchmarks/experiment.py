@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import Line
 from benchmarks.importing import ARCHIVE
@@ -33,6 +35,21 @@ def _loaded(spec: CohortSpec) -> Cohort:
 @lru_cache(maxsize=1)
 def _data(spec: CohortSpec, device: str) -> Data:
     return Data.of(_loaded(spec), TrainSpec(), torch.device(device))
+
+
+class Splits(NamedTuple):
+    """Samples and labels of two splits, each in tensors of its own, as scripts have them."""
+
+    x: Tensor
+    y: Tensor
+    valid_x: Tensor
+    valid_y: Tensor
+
+
+@lru_cache(maxsize=1)
+def _splits(spec: CohortSpec, device: str) -> Splits:
+    data = _data(spec, device)
+    return Splits(data.x[data.train], data.y[data.train], data.x[data.valid], data.y[data.valid])
 
 
 @dataclass(frozen=True)
@@ -85,8 +102,13 @@ class Experiment:
 
     @property
     def data(self) -> Data:
-        """Its splits on the device, taken apart once in a process."""
+        """Its tensors on the device, and the rows of its splits, made once in a process."""
         return _data(self.spec.cohort, self.device)
+
+    @property
+    def splits(self) -> Splits:
+        """Its splits on the device, taken apart once in a process."""
+        return _splits(self.spec.cohort, self.device)
 
     @property
     def factory(self) -> Factory:
@@ -96,10 +118,10 @@ class Experiment:
 
     def described(self, name: str) -> Line:
         """The first fields of a result."""
-        N, T, F = self.data.x.shape
+        T, F = self.data.x.shape[1:]
         line: Line = {"benchmark": name, "size": self.size, "variants": self.variants}
-        line |= {"cohort": self.loaded.info.source, "task": self.task, "train_samples": N}
-        line |= {"valid_samples": len(self.data.valid_x), "steps": T, "features": F}
+        line |= {"cohort": self.loaded.info.source, "task": self.task, "train_samples": len(self.data.train)}
+        line |= {"valid_samples": len(self.data.valid), "steps": T, "features": F}
         return line | {"batch": self.spec.train.batch_size, "hidden": self.spec.model.hidden}
 
 

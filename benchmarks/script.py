@@ -30,7 +30,7 @@ class Script:
 
     def __init__(self, experiment: Experiment, seed: int) -> None:
         module, state = construct(experiment.factory, seed)
-        self._batch, self._data = experiment.spec.train.batch_size, experiment.data
+        self._batch, self._data = experiment.spec.train.batch_size, experiment.splits
         self._device = experiment.device
         self._model = PlainAttentionLSTM(self._data.x.shape[2], experiment.spec.model.hidden)
         self._model.load_state_dict(module.state_dict())

@@ -49,7 +49,7 @@ def train_ensemble(
     if nan_in is not None:
         stack.theta[nan_in, 0] = torch.nan
     x = x.to(dtype)
-    data = Data(kind, x, y, x[:50], y[:50], x[:50], y[:50])
+    data = Data(kind, x, y, torch.arange(len(x)), torch.arange(len(x))[:50], torch.arange(len(x))[:50])
     block = Block.start(stack, table, list(orders(factory, table, len(x))))
     model = factory().to(dtype)
     with spread_over(workers):

@@ -128,9 +128,9 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     Every metric is computed from the float32 probabilities that are written.
     """
     kind = cohort.task.kind
-    rows = {split: cohort.rows(split) for split in _EVALUATED}
-    x = {split: cohort.x[own].to(device) for split, own in rows.items()}
-    y = {split: cohort.y[own].numpy() for split, own in rows.items()}
+    rows = {split: cohort.rows(split).to(device) for split in _EVALUATED}
+    x = cohort.x.to(device)
+    y = {split: cohort.y[own.cpu()].numpy() for split, own in rows.items()}
     samples = [cohort.samples[row] for own in rows.values() for row in own.tolist()]
     splits = [split for split, own in rows.items() for _ in range(len(own))]
     labels = np.concatenate(list(y.values())).astype(np.int32)
@@ -143,7 +143,7 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
         for first, stack in _groups(run, run.blocks, device, mib):
             count = len(stack.theta)
             variants = np.arange(first, first + count, dtype=np.int32)
-            probability = {split: predict(model, kind, stack, own).cpu().numpy() for split, own in x.items()}
+            probability = {split: predict(model, kind, stack, x, own).cpu().numpy() for split, own in rows.items()}
             together = np.concatenate(list(probability.values()), axis=1)
             columns = [
                 pa.array(np.repeat(variants, len(samples))),

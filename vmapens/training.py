@@ -222,7 +222,7 @@ class _Training:
         table = ready.table[start:stop]
         modules = (construct(ready.factory, seed)[0] for seed in table["init_seed"])
         stack = stack_modules(modules, count).to(ready.device)
-        block = Block.start(stack, table, list(orders(ready.factory, table, len(data.x))))
+        block = Block.start(stack, table, list(orders(ready.factory, table, len(data.train))))
         if (folder / STATE).exists():
             restore(folder / STATE, block)
         elif 0 in spec.snapshots:

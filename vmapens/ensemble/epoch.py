@@ -24,32 +24,29 @@ from vmapens.spec import TrainSpec
 
 @dataclass(frozen=True)
 class Data:
-    """The tensors that training needs, on their device.
+    """The tensors that training needs, on their device; the splits are rows, so that none of them is a copy.
 
     Args:
         kind: Of the task.
-        x: Training samples [N, T, F], ids sorted.
+        x: All samples [N, T, F], ids sorted.
         y: Their labels [N].
-        valid_x: Samples whose scores go in the history.
-        valid_y: Their labels.
-        select_x: Samples on which the kept epoch is chosen; the valid ones, unless the paper is replicated.
-        select_y: Their labels.
+        train: Rows to train on.
+        valid: Rows whose scores go in the history.
+        select: Rows on which the kept epoch is chosen; the valid ones, unless the paper is replicated.
     """
 
     kind: TaskKind
     x: Tensor
     y: Tensor
-    valid_x: Tensor
-    valid_y: Tensor
-    select_x: Tensor
-    select_y: Tensor
+    train: Tensor
+    valid: Tensor
+    select: Tensor
 
     @classmethod
     def of(cls, cohort: Cohort, spec: TrainSpec, device: torch.device) -> "Data":
-        """Take a cohort's splits apart."""
-        rows = {split: cohort.rows(split) for split in {"train", "valid", spec.select_on}}
-        parts = {split: (cohort.x[own].to(device), cohort.y[own].to(device)) for split, own in rows.items()}
-        return cls(cohort.task.kind, *parts["train"], *parts["valid"], *parts[spec.select_on])
+        """The cohort itself on a CPU, a copy of it on a GPU."""
+        rows = [cohort.rows(split).to(device) for split in ("train", "valid", spec.select_on)]
+        return cls(cohort.task.kind, cohort.x.to(device), cohort.y.to(device), *rows)
 
 
 def train_epoch(
@@ -80,7 +77,8 @@ def train_epoch(
     compute = gradients(model, data.kind)
     y = targets(data.y, data.kind, data.x.dtype)
     metric = spec.select_by or metrics.default_metric(data.kind)
-    order = torch.stack([variant.next_epoch() for variant in block.orders[: block.running]]).to(data.x.device)
+    order = torch.stack([variant.next_epoch() for variant in block.orders[: block.running]])
+    order = data.train[order.to(data.x.device)]
     batches = order.split(spec.batch_size, dim=1)
     before = block.epoch * len(batches)  # steps taken
     total = torch.zeros(len(order), dtype=torch.float64, device=data.x.device)
@@ -140,14 +138,14 @@ def _in_parts(work: Callable[[slice], None], group: slice, width: Width) -> None
 def _score(
     model: torch.nn.Module, stack: Stack, data: Data, metric: str, spec: TrainSpec, train_loss: Tensor
 ) -> pl.DataFrame:
-    valid_y = data.valid_y.cpu().numpy()
-    valid = predict(model, data.kind, stack, data.valid_x).cpu().numpy()
+    valid_y = data.y[data.valid].cpu().numpy()
+    valid = predict(model, data.kind, stack, data.x, data.valid).cpu().numpy()
     columns = {
         "train_loss": train_loss.cpu().numpy(),
         "valid_loss": metrics.score("log_loss", valid_y, valid),
         f"valid_{metric}": metrics.score(metric, valid_y, valid),
     }
     if spec.select_on != "valid":
-        selected = predict(model, data.kind, stack, data.select_x).cpu().numpy()
-        columns[f"{spec.select_on}_{metric}"] = metrics.score(metric, data.select_y.cpu().numpy(), selected)
+        selected = predict(model, data.kind, stack, data.x, data.select).cpu().numpy()
+        columns[f"{spec.select_on}_{metric}"] = metrics.score(metric, data.y[data.select].cpu().numpy(), selected)
     return pl.DataFrame(columns)

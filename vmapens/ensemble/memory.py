@@ -112,7 +112,8 @@ def needs(
     N, T, F = shape
     block = min(_BLOCK if spec.block == "auto" else spec.block, variants)
     row = 4 * parameters
-    of_data = 4 * T * F * (N + evaluated // 2)  # the splits taken apart; the valid one twice
+    # The cohort itself, on a GPU, and a batch of predictions; a CPU has the cohort already, and takes no split apart.
+    of_data = 4 * T * F * (min(PREDICTION_BATCH, evaluated) + (N if device.type == "cuda" else 0))
     of_block = _STATES * block * row
     of_predictions = variants * evaluated * (_ROW_BYTES + 4 * outputs)
     attention = 4 * saved * attention_cells

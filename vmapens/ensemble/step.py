@@ -114,16 +114,25 @@ def train_step(
 
 
 def predict(
-    model: torch.nn.Module, kind: TaskKind, stack: Stack, x: Float[Tensor, "N T F"], *, batch: int = PREDICTION_BATCH
-) -> Float[Tensor, "V N *C"]:
-    """Probabilities under every variant, in float32: [V, N] of class 1 for a binary task, else [V, N, C]."""
+    model: torch.nn.Module,
+    kind: TaskKind,
+    stack: Stack,
+    x: Float[Tensor, "N T F"],
+    rows: Int[Tensor, "S"] | None = None,
+    *,
+    batch: int = PREDICTION_BATCH,
+) -> Float[Tensor, "V S *C"]:
+    """Probabilities under every variant, in float32: [V, S] of class 1 for a binary task, else [V, S, C].
+
+    Of x[rows], which is gathered a batch at a time; of all of x without rows.
+    """
     logits_of = one_variant(model, "logits")
 
     def probability(parameters: Parameters, x: Tensor) -> Tensor:
         activation = _sigmoid if kind == "binary" else _softmax
         return per_variant(activation, logits_of(parameters, x))
 
-    return _in_batches(probability, stack, x, batch)
+    return _in_batches(probability, stack, x, batch, rows)
 
 
 def _sigmoid(logits: Tensor) -> Tensor:
@@ -142,16 +151,20 @@ def attend(model: torch.nn.Module, stack: Stack, x: Float[Tensor, "S T F"]) -> F
     return _in_batches(one_variant(model, "attend"), stack, x, PREDICTION_BATCH if x.is_cuda else 1)
 
 
-def _in_batches(function: Callable[[Parameters, Tensor], Tensor], stack: Stack, x: Tensor, batch: int) -> Tensor:
-    """A function of one variant and a batch, over all variants and samples; float32."""
+def _in_batches(
+    function: Callable[[Parameters, Tensor], Tensor], stack: Stack, x: Tensor, batch: int, rows: Tensor | None = None
+) -> Tensor:
+    """A function of one variant and a batch, over all variants and samples, or those of some rows; float32."""
     stacked = vmap(function, in_dims=(0, None))
     parameters = stack.views()
+    count = len(x if rows is None else rows)
     result: Tensor | None = None
     with torch.no_grad():
-        for start in range(0, len(x), batch):
-            values = stacked(parameters, aligned(x[start : start + batch]))
+        for start in range(0, count, batch):
+            own = slice(start, start + batch)
+            values = stacked(parameters, aligned(x[own] if rows is None else x[rows[own]]))
             if result is None:
-                result = torch.empty(len(stack.theta), len(x), *values.shape[2:], device=x.device)
-            result[:, start : start + batch] = values
+                result = torch.empty(len(stack.theta), count, *values.shape[2:], device=x.device)
+            result[:, own] = values
     assert result is not None, "no samples"
     return result
