@@ -204,7 +204,7 @@ def test_more_cells_than_the_memory_holds_are_refused_before_they_are_asked_for(
 
 def test_more_rows_than_the_memory_holds_are_refused_before_they_are_read(tmp_path, monkeypatch):
     folder = write_small(tmp_path / "cohort")
-    monkeypatch.setattr("vmapens.cohort.parquet.free_bytes", lambda: 16 * len(small_labels()) - 1)
+    monkeypatch.setattr("vmapens.cohort.parquet.free_memory", lambda: 16 * len(small_labels()) - 1)
     with pytest.raises(CohortError, match=r"parquet has \d+ rows, more than fit in memory"):
         load(folder)
 

@@ -19,7 +19,7 @@ from vmapens.cohort.schema import Task
 from vmapens.directory import HISTORY, RunPaths, read_manifest
 from vmapens.ensemble.stack import Stack, columns_of
 from vmapens.errors import RunError, SpecError, first_line
-from vmapens.machine import free_bytes
+from vmapens.machine import free_memory
 from vmapens.nn.factory import model_factory
 from vmapens.spec import BUILT_IN, RunSpec, from_table
 from vmapens.weights import read_weights
@@ -251,7 +251,7 @@ class Run:
         # With pyarrow, because Polars panics over some damaged files.
         try:
             with pq.ParquetFile(path) as file:
-                if file.metadata.num_rows * _ROW_BYTES > free_bytes():
+                if file.metadata.num_rows * _ROW_BYTES > free_memory():
                     raise ValueError(f"it has {file.metadata.num_rows:,} rows, more than fit in memory")
                 table = file.read()
             table.validate(full=True)

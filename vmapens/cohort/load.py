@@ -23,7 +23,7 @@ from vmapens.cohort.schema import CohortInfo, Task
 from vmapens.cohort.split import SPLITS, check_split, split_samples
 from vmapens.cohort.tables import Tables, open_tables
 from vmapens.errors import CohortError
-from vmapens.machine import free_bytes
+from vmapens.machine import free_memory
 from vmapens.spec import CohortSpec
 
 _CELL_BYTES = 5  # of `x` and `observed`
@@ -95,7 +95,7 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     features = len(tables.info.features)
     shape = (len(samples), tables.info.steps, features * (2 if spec.indicators else 1))
     # NumPy and torch share this memory; all the arithmetic below is in place.
-    needed, free = _CELL_BYTES * math.prod(shape), free_bytes()
+    needed, free = _CELL_BYTES * math.prod(shape), free_memory()
     if needed > free:
         raise CohortError(
             f"{tables.source}: {len(samples)} samples x {shape[1]} steps x {shape[2]} features need "

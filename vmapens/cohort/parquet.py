@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vmapens.errors import CohortError, first_line
-from vmapens.machine import free_bytes
+from vmapens.machine import free_memory
 
 _MAGIC = b"PAR1"
 _BATCH_ROWS = 1 << 16
@@ -82,7 +82,7 @@ def _check_pages(path: Path) -> None:
     try:
         with pq.ParquetFile(path) as file:
             rows = file.metadata.num_rows
-            if rows * _ROW_BYTES > free_bytes():
+            if rows * _ROW_BYTES > free_memory():
                 raise CohortError(f"{path} has {rows:,} rows, more than fit in memory; is it the right file?")
             for name in file.schema_arrow.names:
                 for _ in file.iter_batches(_BATCH_ROWS, columns=[name]):

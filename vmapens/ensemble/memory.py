@@ -4,17 +4,13 @@ Width is a matter of memory alone: no result depends on it (`nn.isolation`). It 
 halved where an allocation fails after all.
 """
 
-import os
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from vmapens.ensemble.step import PREDICTION_BATCH
-from vmapens.machine import free_bytes
+from vmapens.machine import free_memory, held_memory, most_held_memory
 from vmapens.nn.kernels import Plan, choose, is_compiled
 from vmapens.spec import RunSpec
 
@@ -130,17 +126,15 @@ def needs(
     fixed = libraries + of_data + of_block + threads * per_thread
     room = _MARGIN * (_free(device) - fixed)
     width = max(1, min(block, int(room / per_variant)))
-    here = _held() if device.type == "cpu" else 0
-    peak = (
-        here + fixed + max(width * per_variant, of_predictions + of_attention, of_block)
-    )  # of a checkpoint that is read
+    here = held_memory() if device.type == "cpu" else 0
+    peak = here + fixed + max(width * per_variant, of_predictions + of_attention, of_block)  # of a checkpoint's reading
     files = 6 + len(spec.train.snapshots)  # best, last, and state: theta, best, and two moments
     attention_mib = variants * (attention + 16 * saved) / 2**20
     return Needs(
         parameters=parameters,
         block=block,
         width=width,
-        memory_mib=max(peak, _most_held() if device.type == "cpu" else 0) / 2**20,
+        memory_mib=max(peak, most_held_memory() if device.type == "cpu" else 0) / 2**20,
         free_mib=(_free(device) + here) / 2**20,
         disk_mib=attention_mib + variants * (files * row + evaluated * 8) / 2**20,
         attention_mib=attention_mib,
@@ -166,19 +160,7 @@ def _of_batch(spec: RunSpec, batch: int, T: int, F: int, device: torch.device, *
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that can be had: of a GPU's memory, or of the machine's (files that are cached count as free)."""
+    """Bytes that can be had of a GPU's memory, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return free_bytes()
-
-
-def _held() -> int:
-    """Bytes of memory that this process holds."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else _most_held()
-
-
-def _most_held() -> int:
-    """Most bytes that it has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return free_memory()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task, write_cohort
 from vmapens.errors import CohortError, first_line
-from vmapens.machine import free_bytes
+from vmapens.machine import free_memory
 
 MAX_CLASSES = 1000
 """More are taken for something that is no label."""
@@ -150,7 +150,7 @@ def _read(path: Path, found: _Found) -> None:
         unpacked = _unpacked_bytes(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # both warn of old files that they may not read, then read or fail
-            content = _load(path) if unpacked <= free_bytes() else None
+            content = _load(path) if unpacked <= free_memory() else None
     except Exception as error:  # a broken or hostile pickle raises whatever it makes the reader stumble on
         reason = first_line(error)[:120]
         raise CohortError(
@@ -160,7 +160,7 @@ def _read(path: Path, found: _Found) -> None:
     named = _named(content, path.stem)
     # A view of one number may have any size.
     cells = sum(values.numel() for _, values in named if isinstance(values, Tensor))
-    needed, free = max(unpacked, _CELL_BYTES * cells), free_bytes()
+    needed, free = max(unpacked, _CELL_BYTES * cells), free_memory()
     if needed > free:
         raise CohortError(
             f"{path} unpacks to {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; is it the right file? "
