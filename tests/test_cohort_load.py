@@ -88,7 +88,7 @@ def test_nan_counts_as_missing(tmp_path, cohort):
 
 
 def test_columns_are_read_in_any_batches(tmp_path, cohort, monkeypatch):
-    monkeypatch.setattr("vmapens.cohort.grid._BATCH", 2)
+    monkeypatch.setattr("vmapens.cohort.grid.COLUMNS_AT_ONCE", 2)
     assert same(cohort, load(tmp_path / "cohort"))
 
 

@@ -66,7 +66,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch", [1, 16])
 def test_each_layout_gives_what_the_folder_gives(tmp_path, folder, layout, batch, monkeypatch):
-    monkeypatch.setattr("vmapens.cohort.grid._BATCH", batch)
+    monkeypatch.setattr("vmapens.cohort.grid.COLUMNS_AT_ONCE", batch)
     unit, when, is_long = LAYOUTS[layout]
     rows = named(small_series()).with_columns(when=when)
     text = HEAD + SERIES + f"time_unit = '{unit}'\nfeatures = ['hr', 'map', 'lactate']\n"

@@ -15,7 +15,7 @@ from vmapens.cohort.parquet import collect
 from vmapens.cohort.tables import Tables
 from vmapens.errors import CohortError
 
-_BATCH = 16
+COLUMNS_AT_ONCE = 16
 """Columns read at once: 16 x 4 bytes are one cache line of the tensor, and 0.07 of its size at 231 features."""
 
 
@@ -91,10 +91,10 @@ def fill_grid(tables: Tables, samples: Sequence[str], x: Float32[np.ndarray, "N 
 
 
 def _runs(static: Sequence[bool]) -> Iterator[slice]:
-    """Neighbouring columns of one kind, at most `_BATCH` at once."""
+    """Neighbouring columns of one kind, at most `COLUMNS_AT_ONCE` at once."""
     start = 0
     for stop in range(1, len(static) + 1):
-        if stop == len(static) or static[stop] != static[start] or stop - start == _BATCH:
+        if stop == len(static) or static[stop] != static[start] or stop - start == COLUMNS_AT_ONCE:
             yield slice(start, stop)
             start = stop
 

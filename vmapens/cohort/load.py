@@ -4,7 +4,6 @@
 under 2.5 times the tensor (`python -m benchmarks run load`).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,13 @@ from torch import Tensor
 from vmapens.axes import Labels, Observed, Series
 from vmapens.cohort.grid import check_keys, fill_grid
 from vmapens.cohort.identity import first_five, sample_order
+from vmapens.cohort.memory import require_memory
 from vmapens.cohort.scale import Scaling, fit_scaling, forward_fill, standardise
 from vmapens.cohort.schema import CohortInfo, Task
 from vmapens.cohort.split import SPLITS, check_split, split_samples
 from vmapens.cohort.tables import Tables, open_tables
 from vmapens.errors import CohortError
-from vmapens.machine import free_memory
 from vmapens.spec import CohortSpec
-
-_CELL_BYTES = 5  # of `x` and `observed`
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,17 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     """Read the samples that have a label of `spec.task`.
 
     Raises:
-        CohortError: If the files cannot be read, contradict themselves or each other, or leave a split without two
-            classes. The line says what, where, got, wanted, and what to do.
+        CohortError: If the files cannot be read, contradict themselves or each other, leave a split without two
+            classes, or need more memory than is free. The line says what, where, got, wanted, and what to do.
     """
     tables = open_tables(Path(spec.path))
     task = tables.info.task(spec.task)
+    if spec.unmatched != "drop":  # else their series decide how many samples there are
+        require_memory(tables, tables.labels[task.name].count(), spec)
     warnings: list[str] = []
     labels = _match(tables, spec, warnings)
     samples, y, labels = _labelled(labels, task, tables.source)
+    require_memory(tables, len(samples), spec)
     split = _split(labels, samples, y, spec, warnings)
     check_split(split, y, task.classes, tables.source)
     for name in SPLITS:
@@ -95,17 +95,12 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     features = len(tables.info.features)
     shape = (len(samples), tables.info.steps, features * (2 if spec.indicators else 1))
     # NumPy and torch share this memory; all the arithmetic below is in place.
-    needed, free = _CELL_BYTES * math.prod(shape), free_memory()
-    if needed > free:
-        raise CohortError(
-            f"{tables.source}: {len(samples)} samples x {shape[1]} steps x {shape[2]} features need "
-            f"{needed / 2**30:.0f} GiB of memory, of which {free / 2**30:.0f} are free; take fewer, or longer steps."
-        )
     x = np.full(shape, np.nan, dtype=np.float32)
     values = x[:, :, :features]
     fill_grid(tables, samples, values)
-    observed = np.isfinite(values)
-    unmeasured = int((~observed.any(axis=(1, 2))).sum())
+    observed = np.ones(shape, dtype=bool)
+    measured = np.isfinite(values, out=observed[:, :, :features])
+    unmeasured = int((~measured.any(axis=(1, 2))).sum())
     if unmeasured:
         warnings.append(f"{unmeasured} of {len(samples)} samples have no measurement at all; they are all zeros.")
     forward_fill(values)
@@ -115,8 +110,7 @@ def load_cohort(spec: CohortSpec) -> Cohort:
         clash = {f"{feature.name}_missing" for feature in tables.info.features} & {f.name for f in tables.info.features}
         if clash:
             raise CohortError(f"{tables.source}: indicators would repeat the names {first_five(clash)}; rename these.")
-        np.logical_not(observed, out=x[:, :, features:], casting="unsafe")
-        observed = np.concatenate([observed, np.ones_like(observed)], axis=2)
+        np.logical_not(measured, out=x[:, :, features:], casting="unsafe")
     table = _feature_table(tables.info, scaling, indicators=spec.indicators)
     if scaling.flat:
         names = [tables.info.features[index].name for index in scaling.flat]

@@ -51,12 +51,12 @@ wide table then may have one row per (sample, step), anything else is an error; 
 
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import polars as pl
 
 from vmapens.cohort.identity import first_five
-from vmapens.cohort.parquet import collect, number_columns, scan
+from vmapens.cohort.parquet import collect, count_rows, number_columns, scan
 from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
 from vmapens.cohort.section import Section
 from vmapens.errors import CohortError
@@ -70,13 +70,22 @@ _RESERVED = {"sample", "step", "time"}
 _MOST_TEXTS = 100
 
 
+Layout = Literal["plain", "timed", "long"]
+"""One row a step; the last of several rows a step; one row a measurement."""
+
+
 class Mapped(NamedTuple):
-    """What a mapping makes of its files, in the names of a cohort folder; `files` are those that define it."""
+    """What a mapping makes of its files, in the names of a cohort folder; `files` are those that define it.
+
+    `rows` says how many rows the files of the series have, `layout` what is made of them.
+    """
 
     info: CohortInfo
     series: pl.LazyFrame
     labels: pl.DataFrame
     files: tuple[Path, ...]
+    rows: int
+    layout: Layout
     narrow: Callable[[Sequence[str]], pl.LazyFrame] | None
 
 
@@ -106,13 +115,14 @@ def read_mapping(path: Path) -> Mapped:
         dropped = {f"series rows outside steps 0 to {steps - 1}": int(count)}
         rows = rows.filter(inside)
     narrow = None
+    layout: Layout = "plain"
     if long:
-        narrow = _Gather(rows)
+        layout, narrow = "long", _Gather(rows)
         series = narrow(names)
     elif timed.text("time_unit") == "step":
         series = rows.drop("time")
     else:
-        series = _last_of_each_step(rows, names)
+        layout, series = "timed", _last_of_each_step(rows, names)
     static_files: list[Path] = []
     if "static" in table:
         static = root.section("static", _STATIC)
@@ -129,7 +139,8 @@ def read_mapping(path: Path) -> Mapped:
         licence=root.text("licence", ""),
         dropped=dropped,
     )
-    return Mapped(info, series, labels, (path, *series_files, *label_files, *static_files), narrow)
+    files = (path, *series_files, *label_files, *static_files)
+    return Mapped(info, series, labels, files, count_rows(series_files), layout, narrow)
 
 
 def _keys(section: Section, raw: pl.LazyFrame, minutes: float) -> list[pl.Expr]:

@@ -44,6 +44,11 @@ def is_pattern(name: str) -> bool:
     return name == "*" or (name.startswith("^") and name.endswith("$"))
 
 
+def count_rows(files: Sequence[Path]) -> int:
+    """Rows of all files that `scan` has opened, as their footers say."""
+    return sum(pq.read_metadata(path).num_rows for path in files)
+
+
 def collect(lazy: pl.LazyFrame, where: Path) -> pl.DataFrame:
     """The rows of a lazy frame, in no promised order.
 

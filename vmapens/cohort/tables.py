@@ -5,13 +5,14 @@ What is checked here costs no pass over the series. `grid` checks its keys and v
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
 
 from vmapens.cohort.identity import first_five
-from vmapens.cohort.mapping import read_mapping
-from vmapens.cohort.parquet import collect, fingerprint, number_columns, scan
+from vmapens.cohort.mapping import Layout, read_mapping
+from vmapens.cohort.parquet import collect, count_rows, fingerprint, number_columns, scan
 from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, CohortInfo, read_info
 from vmapens.cohort.split import SPLITS
 from vmapens.errors import CohortError
@@ -35,7 +36,9 @@ class Tables:
         labels: `sample` (as in `series`, unique, no nulls), the tasks, optionally `group` (String) and `split` (one of
             `SPLITS`), and static columns. A feature of `info` that is not in `series` stands here: it has one value per
             sample, for all steps.
-        fingerprint: SHA-256 over the bytes of the files, the mapping included.
+        files: Everything that it was made of, the mapping included.
+        rows: How many the files of the series have.
+        layout: What these rows are.
         source: The folder or the TOML file.
         narrow: Where rows of `series` are gathered from a long table: builds the frame of a few features from their
             rows alone.
@@ -44,9 +47,16 @@ class Tables:
     info: CohortInfo
     series: pl.LazyFrame
     labels: pl.DataFrame
-    fingerprint: str
+    files: tuple[Path, ...]
+    rows: int
+    layout: Layout
     source: Path
     narrow: Callable[[Sequence[str]], pl.LazyFrame] | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the bytes of the files, which are all read for it."""
+        return fingerprint(self.files)
 
     @property
     def static(self) -> tuple[str, ...]:
@@ -68,13 +78,15 @@ def open_tables(source: Path) -> Tables:
             labels are null or repeated.
     """
     narrow: Callable[[Sequence[str]], pl.LazyFrame] | None = None
+    layout: Layout = "plain"
     if source.is_dir():
         info = read_info(source)
         series = scan([source / SERIES_FILE])
         labels = collect(scan([source / LABELS_FILE]), source / LABELS_FILE)
         files: tuple[Path, ...] = (source / INFO_FILE, source / SERIES_FILE, source / LABELS_FILE)
+        rows = count_rows([source / SERIES_FILE])
     elif source.suffix == ".toml":
-        info, series, labels, files, narrow = read_mapping(source)
+        info, series, labels, files, rows, layout, narrow = read_mapping(source)
     elif source.exists():
         raise CohortError(f"{source} is no cohort: wanted a folder with {INFO_FILE}, or a .toml file that maps one.")
     else:
@@ -83,7 +95,7 @@ def open_tables(source: Path) -> Tables:
     if problems:
         raise CohortError(f"{source}: {'; '.join(problems)}.")
     labels = _normal_labels(labels, source)
-    return Tables(info, _with_key_types(series), labels, fingerprint(files), source, narrow)
+    return Tables(info, _with_key_types(series), labels, files, rows, layout, source, narrow)
 
 
 def _with_key_types(frame: pl.LazyFrame) -> pl.LazyFrame:
