@@ -13,6 +13,7 @@ _MODULES = {
     "import": "importing",
     "load": "loading",
     "memory": "memory",
+    "soak": "soak",
     "attention_write": "attention_write",
     "attention_read": "attention_read",
     "arrangements": "arrangements",
