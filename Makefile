@@ -4,14 +4,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo install test lint gpu-check clean
+.PHONY: demo install test test-slow lint gpu-check clean
 
 demo: install
 	$(BIN)/vmapens demo --out runs/demo --overwrite
 
 install: $(VENV)/installed
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+# Among them ten minutes of training in blocks, and a cohort that takes 7 GB of memory.
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
