@@ -184,6 +184,7 @@ def train(
     of_epoch = max((long - short) / (many - few), 1e-4)
     of_block = 60 * minutes / blocks
     epochs = max(1, round((of_block - max(short - few * of_epoch, 0)) / of_epoch))
+    epochs = max(1, round(epochs * of_block / seconds(epochs)))  # once in earnest: a busy machine is not a steady one
     watch = Watch(min(1.0, of_block / _SAMPLES_PER_BLOCK), on_block)
     done = run("soak", variants, epochs, watch)
     watch.stop()
