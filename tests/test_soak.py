@@ -60,5 +60,5 @@ def test_memory_and_open_files_stay_flat_over_ten_minutes_of_blocks():
     assert line["mib_per_minute"]["high"] < line["bound_mib_per_minute"], line
     assert line["files_per_block"] == 0, line
     assert line["files"][0] == line["files"][1], line
-    assert line["threads"][0] == line["threads"][1], line
+    assert line["threads"][0] >= line["threads"][1], line
     assert line["minutes"] > 5, line
