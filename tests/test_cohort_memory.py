@@ -33,9 +33,9 @@ def test_a_cohort_that_does_not_fit_is_refused_before_it_is_read(long, unmatched
     assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
     tracemalloc.stop()
     assert str(refusal.value) == (
-        f"{long}: 40 samples x 30000000 steps x 3 features need 17.1 GiB of memory and 8.0 GiB are free; 18 samples "
-        "would fit (make the other labels of `died` null), or 13694402 steps, or 1 features; or use a machine with "
-        "17.1 GiB free."
+        f"{long}: 40 samples x 30000000 steps x 3 features need 17.3 GiB of memory and 8.0 GiB are free; 17 samples "
+        "would fit (make the other labels of `died` null), or 13442744 steps, or 1 features; or use a machine with "
+        "17.3 GiB free."
     )
 
 

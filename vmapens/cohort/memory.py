@@ -17,9 +17,9 @@ from vmapens.spec import CohortSpec
 _FIXED = 100 * 2**20  # libraries that are loaded late, and buffers of polars
 _KEYS = 160  # per row of the series, while its ids and steps are looked at, before there is a tensor
 _LONG_ROW = 34  # per row of a long table, then
-_CELL_READ = 20  # per cell of the columns read at once: decoded, of the task alone, side by side, on its way
+_CELL_READ = 16  # per cell of the columns read at once: as decoded, of the task, side by side (seen: 10 to 16)
 _CELL_GATHERED = 40  # the same where the last of several measurements is taken
-_USE = 256 * 2**20  # what training or attention adds at least: torch's compiler, machine code, one batch
+_USE = 400 * 2**20  # what training or attention adds at least: torch's compiler, machine code, one batch
 
 
 def loading_bytes(
