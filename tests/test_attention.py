@@ -15,6 +15,7 @@ from vmapens.attention import attend_samples
 from vmapens.cohort.synthetic import make_synthetic
 from vmapens.errors import OutputError
 from vmapens.spec import resolve
+from vmapens.verify import verify
 
 PATIENCE = 20  # seconds after which a test that waits for a thread gives up
 V = 5
@@ -116,7 +117,7 @@ def test_an_error_of_the_writer_stops_computing_and_leaves_nothing(run, monkeypa
     assert no_thread_is_left()
 
 
-def test_an_error_of_computing_stops_the_writer_and_leaves_only_whole_files(run, monkeypatch, passes_of_one):
+def test_an_error_of_computing_stops_the_writer_and_leaves_no_file(run, monkeypatch, passes_of_one):
     def before(number):
         if number == 4:  # in the second block
             raise ValueError("no more")
@@ -125,7 +126,7 @@ def test_an_error_of_computing_stops_the_writer_and_leaves_only_whole_files(run,
         replace_attend(patch, before)
         with pytest.raises(ValueError, match="no more"):
             attend_samples(run.paths.root, "test")
-    assert list(attention_files(run)) == ["block=000000-000002/part-0.arrow"]
+    assert attention_files(run) == {}
     assert vmapens.open_run(run.paths.root).saved_samples == []
     assert no_thread_is_left()
     assert len(attend_samples(run.paths.root, "test")) == 9
@@ -153,3 +154,25 @@ def test_an_interrupt_stops_both_and_leaves_nothing(run, monkeypatch, passes_of_
     assert passes == [0, 1]
     assert attention_files(run) == {}
     assert no_thread_is_left()
+
+
+def test_an_attend_that_fails_leaves_no_part_behind(run, monkeypatch):
+    """Nor do the parts of one that was killed stay."""
+    root = run.paths.root
+    stray = run.paths.attention(*run.blocks[0], 7)
+    before = sorted(root.rglob("part-*"))
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"of a process that was killed")
+    plain, calls = attention_room._write_part, []
+
+    def fail_in_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError
+        plain(*arguments)
+
+    monkeypatch.setattr(attention_room, "_write_part", fail_in_the_second)
+    with pytest.raises(MemoryError):
+        attend_samples(root, "test:11")
+    assert sorted(root.rglob("part-*")) == before
+    assert all(finding.holds for finding in verify(root))

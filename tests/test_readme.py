@@ -48,7 +48,6 @@ def run(folder: Path, command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_every_command_and_program_of_the_readme_runs(folder):
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "toml"}
     for kind, text in BLOCKS:

@@ -1,6 +1,6 @@
 """Probabilities and attention of chosen samples under all variants, recomputed from the kept weights, as a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +179,7 @@ def write_missing(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
         parts.setdefault(part, []).append(sample)
     if not parts and len(rows):
         parts = {0: [cohort.samples[row] for row in rows.tolist()]}
+    _remove_parts(run, but=parts)
     for part, samples in parts.items():
         for block in run.blocks:
             if not _is_current(run, block, part, samples):
@@ -202,12 +203,25 @@ def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     """
     before = run.attention_parts
     samples = [cohort.samples[row] for row in rows.tolist() if cohort.samples[row] not in before]
+    _remove_parts(run, but=before.values())
     if samples:
         part = max(before.values(), default=-1) + 1
-        for block in run.blocks:
-            _write_part(run, model, cohort, samples, block, part, device)
+        try:
+            for block in run.blocks:
+                _write_part(run, model, cohort, samples, block, part, device)
+        except BaseException:
+            _remove_parts(run, but=before.values())
+            raise
         _write_index(run, cohort, {**before, **dict.fromkeys(samples, part)})
     return samples
+
+
+def _remove_parts(run: Run, *, but: Collection[int]) -> None:
+    """Remove the attention files that no index names, of an `attend` that did not come to its end."""
+    named = {f"part-{part}.arrow" for part in but}
+    for path in run.paths.inputs.parent.glob("block=*/part-*.arrow"):
+        if path.name not in named:
+            path.unlink()
 
 
 def _is_current(run: Run, block: tuple[int, int], part: int, samples: list[str]) -> bool:
@@ -338,8 +352,8 @@ def attend_samples(
     if columns_of(module) != run.weights(block=run.blocks[0]).columns:
         raise RunError(f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own.")
     with occupy(path, overwrite=False, resume=True), spread_over():
-        run = open_run(path)  # as it is now that no other process can change it
+        run, unchanged = open_run(path), read_list(path)  # as they are now that no other process can change them
         written = write_samples(run, module, cohort, rows, compute_device(run.spec.train))
         if written:
-            finish_run(run.paths, run.manifest, unchanged=read_list(path))
+            finish_run(run.paths, run.manifest, unchanged=unchanged)
     return written
