@@ -4,6 +4,7 @@ A server process has imported everything and forks a child for each call, which 
 """
 
 import ctypes
+import io
 import multiprocessing
 import os
 import resource
@@ -32,14 +33,14 @@ class Child:
         arguments: Of the command line.
         errors: File that takes standard error.
         kill_at: (file name, how manieth write of such a file, moment): SIGKILL then. The moment is `half`, when half
-            of the temporary file is written, `before` it takes its name, or `after`.
-        most_bytes: That a file may have, as on a disk that is full.
+            of the temporary file is written, `before` it takes its name, or `after`; or a signal to be sent before.
+        full_at: Name of a file for which the disk is full: neither it nor any later one may have over 100 bytes.
         ordinary: Give up what lets an administrator write to read-only folders.
     """
 
-    def __init__(self, arguments, errors, *, kill_at=None, most_bytes=None, ordinary=False):
+    def __init__(self, arguments, errors, *, kill_at=None, full_at=None, ordinary=False):
         self._errors = Path(errors)
-        settings = (list(map(str, arguments)), str(errors), kill_at, most_bytes, ordinary)
+        settings = (list(map(str, arguments)), str(errors), kill_at, full_at, ordinary)
         self.process = _context.Process(target=_run, args=settings)
         self.process.start()
 
@@ -60,7 +61,7 @@ def run(arguments, errors, **options):
     return Child(arguments, errors, **options).wait()
 
 
-def _run(arguments, errors, kill_at, most_bytes, ordinary):
+def _run(arguments, errors, kill_at, full_at, ordinary):
     with Path(errors).open("wb") as file:
         os.dup2(file.fileno(), 2)
     with Path(os.devnull).open("wb") as file:
@@ -69,13 +70,18 @@ def _run(arguments, errors, kill_at, most_bytes, ordinary):
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if ordinary and os.geteuid() == 0:
         _drop_rights()
-    if most_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if full_at is not None:
+        sys.stderr = io.StringIO()  # for what is said there is room again at the end
+        _fill_at(full_at)
     if kill_at is not None:
         _kill_at(*kill_at)
     from vmapens.cli import _main
 
     status = _main(arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if full_at is not None:
+        os.write(2, sys.stderr.getvalue().encode())
     sys.stderr.flush()
     os._exit(status)
 
@@ -87,6 +93,17 @@ def _drop_rights():
         raise OSError(ctypes.get_errno(), "capset")
 
 
+def _fill_at(name):
+    touch = Path.touch
+
+    def touch_on_a_full_disk(temporary):
+        if temporary.name.startswith(f".{name}."):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        touch(temporary)
+
+    Path.touch = touch_on_a_full_disk
+
+
 def _kill_at(name, occurrence, moment):
     replace, seen = Path.replace, []
 
@@ -96,7 +113,9 @@ def _kill_at(name, occurrence, moment):
         now = Path(path).name == name and len(seen) == occurrence
         if now and moment == "half":
             os.truncate(temporary, temporary.stat().st_size // 2)
-        if not now or moment == "after":
+        if now and isinstance(moment, signal.Signals):
+            os.kill(os.getpid(), moment)
+        if not now or (moment != "half" and moment != "before"):
             replace(temporary, path)
         if now:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -39,14 +39,16 @@ def refused(said, *words):
 
 
 @pytest.mark.parametrize(
-    "name", ["run.json", "history.parquet", "state.safetensors", "predictions.parquet", "part-0.arrow"]
+    "name",
+    [
+        *("run.json", "epoch-0003.safetensors", "state.safetensors", "history.parquet", "done.json"),
+        *("predictions.parquet", "metrics.parquet", "part-0.arrow", "inputs.arrow", "SHA256SUMS"),
+    ],
 )
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(cohort, undisturbed, tmp_path, name):
-    """No file may have as many bytes as this one: the first that would is where the disk is full."""
-    sizes = {path.stat().st_size for path in undisturbed.rglob(name)}
-    status, said = child.run(command(cohort, tmp_path / "run"), tmp_path / "errors", most_bytes=min(sizes) - 1)
+    status, said = child.run(command(cohort, tmp_path / "run"), tmp_path / "errors", full_at=name)
     assert status == 2, said
-    refused(said, str(tmp_path / "run"), "cannot be written: ", "File too large", "make room")
+    refused(said, str(tmp_path / "run"), f"{name} cannot be written: ", "File too large", "make room")
     assert not list((tmp_path / "run").rglob(".*"))
     finish(cohort, tmp_path / "run", tmp_path / "errors")
     assert_same_files(undisturbed, tmp_path / "run")

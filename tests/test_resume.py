@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import polars as pl
@@ -11,9 +12,11 @@ import torch
 import vmapens
 from vmapens.attention import attend_samples
 from vmapens.cohort.synthetic import make_synthetic
+from vmapens.directory import RunPaths
 from vmapens.errors import RunError
 from vmapens.spec import resolve
 from vmapens.training import Care
+from vmapens.verify import verify
 
 V, EPOCHS, T, F = 5, 4, 8, 6
 EACH_EPOCH = Care(checkpoint_minutes=0)
@@ -183,6 +186,68 @@ def test_a_crossed_design_grows_by_initialisations_only(cohort_folder, tmp_path)
     assert more.variants.select("init_seed", "order_seed").rows() == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+def test_a_part_of_an_attend_that_was_killed_never_becomes_part_of_the_run(cohort_folder, tmp_path, monkeypatch):
+    """Its weights may not be those of the run that goes on."""
+    out = tmp_path / "run"
+    run = train(spec_of(cohort_folder, epochs=1), out)
+    files = contents(out)
+    attend_samples(out, "test:12")
+    stray = contents(out)
+    for name in stray.keys() - {*files} | {"attention/index.parquet", "attention/inputs.arrow", "SHA256SUMS"}:
+        (out / name).unlink()
+        if "000004" not in name and name in files:
+            (out / name).write_bytes(files[name])
+        elif "000004" not in name:
+            (out / name).write_bytes(stray[name])  # two of three blocks were written
+    longer = train(spec_of(cohort_folder), out, resume=True)
+    assert_same_files(out, train(spec_of(cohort_folder), tmp_path / "fresh").paths.root)
+    attend_samples(out, "test:12")
+    assert all(finding.holds for finding in verify(out))
+    assert run.saved_samples == longer.saved_samples
+
+
+def test_damage_to_attention_is_mended_by_resume_and_not_sealed(whole, cohort_folder, tmp_path):
+    shutil.copytree(whole.paths.root, tmp_path / "run")
+    path = RunPaths(tmp_path / "run").attention(2, 4, 0)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    train(spec_of(cohort_folder, snapshots=[0, 2]), tmp_path / "run", resume=True)
+    assert_same_files(tmp_path / "run", whole.paths.root)
+
+
+def test_options_that_are_gone_and_other_samples_are_differences(whole, cohort_folder, tmp_path):
+    ids, samples = tmp_path / "ids", whole.splits["sample"].to_list()
+
+    def spec(options):
+        model = {"name": "own_model:MeanPool", "options": options}
+        base = {"cohort": {"path": str(cohort_folder), "task": "outcome"}, "model": model, "train": {"epochs": 1}}
+        return resolve(base | {"variants": {"init_seeds": "0:2"}, "save_attention": f"@{ids}"})
+
+    ids.write_text("\n".join(samples[3:5]))
+    train(spec({"width": 3}), tmp_path / "run")
+    with pytest.raises(RunError, match=r"spec\.model\.options\.width was 3, is None"):
+        train(spec({}), tmp_path / "run", resume=True)
+    ids.write_text("\n".join(samples[3:6]))
+    with pytest.raises(RunError, match=r"saved\.samples was 2, is 3; saved\.sha256 was"):
+        train(spec({"width": 3}), tmp_path / "run", resume=True)
+
+
+def test_resume_where_there_is_no_run_says_that_it_begins(cohort_folder, tmp_path):
+    listener = StopAfter()
+    train(spec_of(cohort_folder, variants="0:1", epochs=1), tmp_path / "run", resume=True, listener=listener)
+    assert f"there is no run in {tmp_path / 'run'} yet: it begins." in listener.lines
+
+
+def test_a_missing_snapshot_is_said_before_anything_is_trained(cohort_folder, tmp_path):
+    spec, out = spec_of(cohort_folder, snapshots=[0, 2]), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, out, care=EACH_EPOCH, listener=StopAfter(7))
+    (out / "blocks" / "000000-000001" / "epoch-0002.safetensors").unlink()
+    with pytest.raises(RunError, match=r"epoch-0002\.safetensors is missing: remove .*000000-000001"):
+        train(spec, out, resume=True)
+
+
 def test_without_its_state_a_run_takes_more_variants_and_no_more_epochs(cohort_folder, tmp_path):
     care = Care(checkpoint_minutes=0, drop_state=True)
     run = train(spec_of(cohort_folder, variants="0:2", epochs=2), tmp_path / "run", care=care)
@@ -272,6 +337,10 @@ def test_more_failures_than_allowed_stop_a_run_that_a_higher_number_lets_go_on(c
     with pytest.raises(RunError, match="3 variants have diverged"):
         train(spec, tmp_path / "other", care=Care(max_failed=2))
     run = train(spec, out, resume=True, care=Care(max_failed=3))
+    longer = spec_of(cohort_folder, lr=lrs(0, 2, 3), epochs=EPOCHS + 1)
+    assert len(train(longer, tmp_path / "longer", care=Care(max_failed=3)).variants) == V
+    shutil.copytree(out, tmp_path / "extended")
+    train(longer, tmp_path / "extended", resume=True, care=Care(max_failed=3))  # none is counted twice
     assert run.variants["status"].to_list() == ["failed", "ok", "failed", "failed", "ok"]
     assert_same_files(out, train(spec, tmp_path / "fresh").paths.root)
 

@@ -12,6 +12,7 @@ import torch
 from test_resume import spec_of, train
 
 from vmapens.attention import attend_samples
+from vmapens.checksum import checksums
 from vmapens.cli import _main
 from vmapens.cohort.synthetic import make_synthetic
 from vmapens.directory import finish_run
@@ -93,14 +94,38 @@ def test_predictions_that_the_weights_do_not_give_are_found(run):
     assert "differs by" in faults(run)["predictions"][0]
 
 
+def reweigh(run, stack):
+    """Other kept weights of the first block, with checksums to fit."""
+    folder = run.paths.block(0, 2)
+    write_weights(folder / "best.safetensors", stack)
+    done = json.loads((folder / "done.json").read_text())
+    done["sha256"] |= checksums(folder, ["best.safetensors"])
+    (folder / "done.json").write_text(json.dumps(done))
+    seal(run)
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.5])
+def test_predictions_that_are_no_numbers_are_found(run, value):
+    frame = pl.read_parquet(run.paths.predictions)
+    frame.with_columns(probability=pl.lit(value, pl.Float32)).write_parquet(run.paths.predictions)
+    seal(run)
+    assert list(faults(run)) == ["predictions"]
+
+
+def test_a_status_that_the_history_does_not_say_is_found(run):
+    path = run.paths.block(0, 2) / "done.json"
+    path.write_text(path.read_text().replace('"ok"', '"failed"', 1))
+    seal(run)
+    assert "say that other variants failed" in faults(run)["blocks"][0]
+
+
 def test_weights_that_others_took_the_place_of_are_found(run):
     stack = run.weights(block=(0, 2))
     stack.theta.mul_(1.5)
-    write_weights(run.paths.block(0, 2) / "best.safetensors", stack)
-    found = faults(run)
-    assert found.keys() == {"checksums", "predictions"}
+    reweigh(run, stack)
+    assert faults(run).keys() == {"attention", "predictions"}
     stack.theta[0] = torch.nan
-    write_weights(run.paths.block(0, 2) / "best.safetensors", stack)
+    reweigh(run, stack)
     assert "infinite weights or NaN of variants that are ok" in faults(run)["blocks"][0]
 
 
@@ -126,8 +151,12 @@ def test_attention_that_does_not_sum_to_1_or_is_of_other_weights_is_found(run):
 def test_tables_of_other_rows_or_columns_are_found(run):
     run.metrics.head(3).write_parquet(run.paths.metrics)
     run.features.drop("unit").write_parquet(run.paths.features)
-    history = run.paths.block(0, 2) / "history.parquet"
-    pl.read_parquet(history).head(5).write_parquet(history)
+    folder = run.paths.block(0, 2)
+    pl.read_parquet(folder / "history.parquet").head(5).write_parquet(folder / "history.parquet")
+    done = json.loads((folder / "done.json").read_text())
+    done["sha256"] |= checksums(folder, ["history.parquet"])
+    (folder / "done.json").write_text(json.dumps(done))
+    seal(run)
     found = faults(open_run(run.paths.root))
     assert any("metrics.parquet has 3 rows, wanted" in fault for fault in found["tables"])
     assert any("features.parquet is not the table that vmapens writes (unit" in fault for fault in found["tables"])

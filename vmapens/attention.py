@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vmapens import arrow
 from vmapens.atomic import atomic_path
-from vmapens.checksum import read_list
+from vmapens.checksum import LIST_FILE, checksums, damaged, read_list, write_list
 from vmapens.cohort.load import Cohort, load_cohort, raw_values
 from vmapens.directory import finish_run, occupy, write_parquet
 from vmapens.ensemble import metrics
@@ -164,15 +164,21 @@ def write_predictions(run: Run, model: torch.nn.Module, cohort: Cohort, device: 
     write_parquet(run.paths.metrics, pl.concat(scores).sort("variant", "split", "metric").join(status, on="variant"))
 
 
-def write_missing(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor, device: torch.device) -> None:
+def write_missing(
+    run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor, device: torch.device
+) -> dict[str, str]:
     """Bring the attention files of a run that was just trained up to date with its weights.
 
     Args:
-        run: A run whose blocks are done; parts of other weights, or cut short, are written again.
+        run: A run whose blocks are done. A part stays if it has the checksum that is listed and is of the weights that
+            the block has now; each that is written is listed at once, so that a crash costs one.
         model: One module of its architecture.
         cohort: The cohort it was trained on.
         rows: Row numbers of the samples to save, if none are saved yet.
         device: Where to compute.
+
+    Returns:
+        Checksums of the attention files by name.
     """
     parts: dict[int, list[str]] = {}
     for sample, part in run.attention_parts.items():
@@ -180,12 +186,20 @@ def write_missing(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor
     if not parts and len(rows):
         parts = {0: [cohort.samples[row] for row in rows.tolist()]}
     _remove_parts(run, but=parts)
+    root = run.paths.root
+    listed = read_list(root) if (root / LIST_FILE).exists() else {}
+    sums: dict[str, str] = {}
     for part, samples in parts.items():
         for block in run.blocks:
-            if not _is_current(run, block, part, samples):
+            name = str(run.paths.attention(*block, part).relative_to(root))
+            if not _is_current(run, block, part, samples, listed.get(name, "")):
                 _write_part(run, model, cohort, samples, block, part, device)
+                listed |= checksums(root, [name])
+                write_list(root, listed)
+            sums[name] = listed[name]
     if parts:
         _write_index(run, cohort, {sample: part for part, samples in parts.items() for sample in samples})
+    return sums
 
 
 def write_samples(run: Run, model: torch.nn.Module, cohort: Cohort, rows: Tensor, device: torch.device) -> list[str]:
@@ -224,11 +238,13 @@ def _remove_parts(run: Run, *, but: Collection[int]) -> None:
             path.unlink()
 
 
-def _is_current(run: Run, block: tuple[int, int], part: int, samples: list[str]) -> bool:
-    """Whether a file is whole and holds the attention of these samples under the weights that the block has now."""
-    start, stop = block
+def _is_current(run: Run, block: tuple[int, int], part: int, samples: list[str], checksum: str) -> bool:
+    """Whether a file is as it was written, and holds these samples under the weights that the block has now."""
+    (start, stop), path = block, run.paths.attention(*block, part)
+    if damaged(path.parent, {path.name: checksum}):
+        return False
     try:
-        file = arrow.AttentionFile(run.paths.attention(start, stop, part), start, stop - start)
+        file = arrow.AttentionFile(path, start, stop - start)
         return file.metadata.get("weights") == run.paths.finished(block).weights and file.samples == samples
     except RunError:
         return False
@@ -352,8 +368,11 @@ def attend_samples(
     if columns_of(module) != run.weights(block=run.blocks[0]).columns:
         raise RunError(f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own.")
     with occupy(path, overwrite=False, resume=True), spread_over():
-        run, unchanged = open_run(path), read_list(path)  # as they are now that no other process can change them
+        run, listed = open_run(path), read_list(path)  # as they are now that no other process can change them
+        kept = {f"part-{part}.arrow" for part in run.attention_parts.values()}
         written = write_samples(run, module, cohort, rows, compute_device(run.spec.train))
-        if written:
+        index = run.paths.attention_index
+        if written or damaged(path, {name: listed[name] for name in (str(index.relative_to(path)),) if name in listed}):
+            unchanged = {n: s for n, s in listed.items() if not n.startswith("attention/") or Path(n).name in kept}
             finish_run(run.paths, run.manifest, unchanged=unchanged)
     return written

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vmapens import __version__
-from vmapens.errors import RunError, SpecError, VmapensError
+from vmapens.errors import RunError, SpecError, VmapensError, first_line
 from vmapens.spec import (
     PRESETS,
     AttendOver,
@@ -434,8 +434,15 @@ def _main(arguments: list[str]) -> int:
     except VmapensError as error:
         say(f"error: {error}")
         return 2
-    except MemoryError as error:
-        say(f"error: not enough memory ({error}); --dry-run says what a run needs.")
+    except OSError as error:
+        say(f"error: {error.filename or 'a file'} cannot be read or written: {error.strerror or first_line(error)}.")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        from vmapens.ensemble.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        say(f"error: not enough memory ({first_line(error)}); --dry-run says what a run needs.")
         return 2
     except typer.TyperException as error:
         say(f"error: {' '.join(error.format_message().split())} Try `vmapens --help`.")
@@ -444,7 +451,8 @@ def _main(arguments: list[str]) -> int:
         status = _INTERRUPTED
     if status == _INTERRUPTED:
         resuming = [word for word in arguments if word not in ("--overwrite", "--resume")] + ["--resume"]
-        how = f" To go on: {shlex.join(['vmapens', *resuming])}" if arguments[:1] == ["train"] else ""
+        trains = arguments[:1] == ["train"] and "--dry-run" not in arguments
+        how = f" To go on: {shlex.join(['vmapens', *resuming])}" if trains else ""
         kept = " Finished blocks and the last checkpoint are kept." if how else ""
         say(f"interrupted.{kept}{how}")
     return status

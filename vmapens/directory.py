@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from vmapens.atomic import atomic_path, is_leftover, remove_leftovers, write_text
-from vmapens.checksum import checksums, write_list
+from vmapens.checksum import LIST_FILE, checksums, write_list
 from vmapens.errors import OutputError, RunError, first_line
 from vmapens.lock import LOCK_FILE, hold
 from vmapens.spec import MOST_NUMBERS
@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 HISTORY, DONE = "history.parquet", "done.json"
 """Files of a block; done.json is written last."""
+_REPLACED = "being replaced"
 
 
 def block_name(start: int, stop: int) -> str:
@@ -121,10 +122,15 @@ class RunPaths:
 
     def files(self) -> list[str]:
         """Names of all files that vmapens has written, relative to the root."""
-        single = (self.manifest, self.variants, self.splits, self.features, self.metrics, self.predictions)
         folders = (self.block(0, 1).parent, self.inputs.parent)
-        every = (*single, *(path for folder in folders for path in folder.rglob("*")))
-        return [str(path.relative_to(self.root)) for path in every if path.is_file() and not is_leftover(path)]
+        inside = (path for folder in folders for path in folder.rglob("*") if not is_leftover(path))
+        every = (*(self.root / name for name in self.single_files()), *inside)
+        return [str(path.relative_to(self.root)) for path in every if path.is_file()]
+
+    def single_files(self) -> list[str]:
+        """Names of those that stand in the root itself, but for the list of checksums."""
+        tables = (self.variants, self.splits, self.features, self.metrics, self.predictions)
+        return [path.name for path in (self.manifest, *tables)]
 
     def finished(self, block: tuple[int, int]) -> Finished:
         """What is known of a block whose training has ended.
@@ -168,7 +174,7 @@ def occupy(root: Path, *, overwrite: bool, resume: bool) -> Iterator[RunPaths]:
     paths = RunPaths(root)
 
     def check() -> bool:
-        goes_on = resume and paths.manifest.exists()
+        goes_on = resume and paths.manifest.exists() and not _is_replaced(paths)
         if not goes_on:
             require_no_run(root, overwrite=overwrite)
         return goes_on
@@ -182,7 +188,7 @@ def occupy(root: Path, *, overwrite: bool, resume: bool) -> Iterator[RunPaths]:
         if check():  # again: another process may have been here
             _refuse_links(root)
         else:
-            _empty(root)
+            _empty(paths)
         remove_leftovers(root)
         yield paths
 
@@ -196,15 +202,27 @@ def _refuse_links(root: Path) -> None:
         )
 
 
-def _empty(root: Path) -> None:
+def _empty(paths: RunPaths) -> None:
+    """Remove a run and nothing else; where this is cut short, what is left says that it was to go."""
     try:
-        for path in root.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK_FILE:
-                path.unlink()
+        if paths.manifest.exists():
+            write_json(paths.manifest, {"state": _REPLACED})
+        for folder in ("blocks", "attention", "analysis"):
+            if (paths.root / folder).exists():
+                shutil.rmtree(paths.root / folder)
+        manifest, *tables = paths.single_files()
+        for name in (*tables, LIST_FILE, manifest):
+            (paths.root / name).unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{root} cannot be emptied ({error.strerror}): choose another --out.") from error
+        raise OutputError(f"{paths.root} cannot be emptied ({error.strerror}): choose another --out.") from error
+
+
+def _is_replaced(paths: RunPaths) -> bool:
+    """Whether an `--overwrite` was cut short here."""
+    try:
+        return bool(json.loads(paths.manifest.read_text(encoding="utf-8")) == {"state": _REPLACED})
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _is_passing(path: Path) -> bool:
@@ -220,10 +238,11 @@ def require_no_run(root: Path, *, overwrite: bool) -> None:
     """
     if not root.exists() or (root.is_dir() and all(_is_passing(path) for path in root.iterdir())):
         return
-    if not overwrite:
+    paths = RunPaths(root)
+    if not paths.manifest.exists():
+        raise RunError(f"{root} exists already and is not a run (it has no run.json): choose another --out.")
+    if not overwrite and not _is_replaced(paths):
         raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
-    if not RunPaths(root).manifest.exists():
-        raise RunError(f"{root} is not a run (it has no run.json): it is not overwritten; choose another --out.")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -294,8 +313,6 @@ def finish_run(paths: RunPaths, manifest: dict[str, Any], *, unchanged: dict[str
         unchanged: Checksums of files that need not be read for it.
     """
     known = dict(unchanged or {})
-    for path in (paths.attention_index, paths.inputs):
-        known.pop(str(path.relative_to(paths.root)), None)
     for start, stop in manifest["blocks"]:
         folder = paths.block(start, stop).relative_to(paths.root)
         known |= {str(folder / name): checksum for name, checksum in paths.finished((start, stop)).sha256.items()}

@@ -1,6 +1,7 @@
 """What run.json says, and which runs go on from which: the same one, or one of more epochs or more variants."""
 
 import dataclasses
+import hashlib
 import json
 import platform
 import sys
@@ -21,7 +22,7 @@ from vmapens.nn import kernels
 from vmapens.plan import Plan
 from vmapens.spec import from_table, to_table
 
-_COMPARED = ("spec", "cohort", "model", "versions")
+_COMPARED = ("spec", "cohort", "model", "saved", "versions")
 _OF_VARIANTS = ("spec.variants.", "spec.train.lr", "spec.train.weight_decay")  # compared row by row
 _FREE = ("spec.cohort.path", "spec.train.epochs")  # the fingerprint says whether it is the same cohort
 
@@ -30,6 +31,7 @@ def manifest_of(ready: Plan) -> dict[str, Any]:
     """What run.json says of a run that begins."""
     cohort, model = ready.cohort, ready.model
     T, F = cohort.x.shape[1:]
+    saved = [cohort.samples[row] for row in ready.saved.tolist()]
     return {
         "format_version": FORMAT_VERSION,
         "state": "running",
@@ -53,6 +55,7 @@ def manifest_of(ready: Plan) -> dict[str, Any]:
             "parameters": ready.needs.parameters,
             "attention_axes": list(getattr(model, "attention_axes", ())),
         },
+        "saved": {"samples": len(saved), "sha256": hashlib.sha256("\n".join(saved).encode()).hexdigest()},
         "blocks": _blocks(0, len(ready.table), ready.needs.block),
     }
 
@@ -88,8 +91,8 @@ def go_on(old: dict[str, Any], new: dict[str, Any], out: Path) -> dict[str, Any]
             "fingerprint differs). Give the same files, or train another run."
         )
     before, now = (dict(_leaves({key: manifest[key] for key in _COMPARED})) for manifest in (old, new))
-    compared = [key for key in now if key not in _FREE and not key.startswith(_OF_VARIANTS)]
-    different = [f"{key} was {before.get(key)}, is {now[key]}" for key in compared if before.get(key) != now[key]]
+    keys = [key for key in {**now, **before} if key not in _FREE and not key.startswith(_OF_VARIANTS)]
+    different = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     epochs, count = _different_epochs(old, new), _different_variants(old, new)
     different += [line for line in (epochs, count) if line]
     if different:

@@ -265,7 +265,7 @@ class Run:
             pl.exceptions.PanicException,
         ) as error:
             raise RunError(
-                f"{path} cannot be read ({first_line(error)}); train the run again or --resume it."
+                f"{path} cannot be read ({first_line(error)}): remove it, and --resume the training."
             ) from error
         assert isinstance(frame, pl.DataFrame)
         return _checked(frame, columns, path)

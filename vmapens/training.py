@@ -142,13 +142,16 @@ def execute(
     listener: Listener | None = None,
 ) -> Run:
     """Carry out a plan; see `train`."""
+    listener = listener or Silence()
     with occupy(out, overwrite=overwrite, resume=resume) as paths, spread_over():
         manifest, there = manifest_of(ready), None
         if paths.manifest.exists():
             there = read_manifest(paths)
             manifest = go_on(there, manifest, out)
+        elif resume:
+            listener.say(f"there is no run in {out} yet: it begins.")
         finished = there["blocks"] if there is not None and there["state"] == "done" else []
-        work = _Training(ready, Run(paths, manifest), care or Care(), listener or Silence())
+        work = _Training(ready, Run(paths, manifest), care or Care(), listener)
         work.finish(expected={(start, stop) for start, stop in finished})
     return open_run(out)
 
@@ -174,6 +177,7 @@ class _Training:
                 listener.say(f"warning: {paths.block(*block)} is missing or not whole: it is trained again.")
             if not self._is_done(*block):
                 unfinished.append(block)
+        _ = self._run.attention_parts  # readable, or nothing is changed
         write_json(paths.manifest, {**self._run.manifest, "state": "running"})
         write_parquet(paths.splits, pl.DataFrame({"sample": list(ready.cohort.samples), "split": ready.cohort.split}))
         write_parquet(paths.features, ready.cohort.features)
@@ -189,8 +193,8 @@ class _Training:
                 del data
         self._write_variants()
         attention_room.write_predictions(self._run, ready.model, ready.cohort, ready.device)
-        attention_room.write_missing(self._run, ready.model, ready.cohort, ready.saved, ready.device)
-        finish_run(paths, self._run.manifest)
+        sums = attention_room.write_missing(self._run, ready.model, ready.cohort, ready.saved, ready.device)
+        finish_run(paths, self._run.manifest, unchanged=sums)
 
     def _is_done(self, start: int, stop: int) -> bool:
         """Whether a block's files are there, whole, and of all epochs.
@@ -207,13 +211,15 @@ class _Training:
                 f"{'; '.join(faults)}: remove {folder}, and --resume trains variants {start} to {stop - 1} from their "
                 "beginning; all others stay."
             )
-        self._failed += [start + row for row, status in enumerate(done.status) if status == FAILED]
         kept = STATE in done.sha256
         if not kept:
             (folder / STATE).unlink(missing_ok=True)
         if done.epochs < self._spec.epochs and not kept:
             raise RunError(f"{folder} kept no state (--drop-state): it cannot be given more epochs; train another run.")
-        return done.epochs == self._spec.epochs
+        if done.epochs < self._spec.epochs:
+            return False
+        self._failed += [start + row for row, status in enumerate(done.status) if status == FAILED]
+        return True
 
     def _train_block(self, start: int, stop: int, data: Data, width: Width) -> None:
         ready, spec, listener = self._ready, self._spec, self._listener
@@ -225,6 +231,9 @@ class _Training:
         block = Block.start(stack, table, list(orders(ready.factory, table, len(data.train))))
         if (folder / STATE).exists():
             restore(folder / STATE, block)
+            before = (snapshot_name(epoch) for epoch in spec.snapshots if epoch <= block.epoch)
+            if missing := [name for name in before if not (folder / name).exists()]:
+                raise RunError(f"{folder / missing[0]} is missing: remove {folder}, and --resume begins it anew.")
         elif 0 in spec.snapshots:
             write_weights(folder / snapshot_name(0), stack)
         saved = time.monotonic()

@@ -12,7 +12,7 @@ from vmapens.attention import cohort_of
 from vmapens.checksum import LIST_FILE, damaged, read_list
 from vmapens.ensemble import metrics
 from vmapens.ensemble.step import predict
-from vmapens.errors import RunError, VmapensError
+from vmapens.errors import RunError, VmapensError, first_line
 from vmapens.nn.kernels import compute_device
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run
@@ -65,8 +65,7 @@ def verify(path: Path, cohort: Path | None = None, *, variants: int = _RECOMPUTE
         variants: So many variants' predictions are computed again from their weights, evenly over the table.
 
     Yields:
-        A finding after each look: checksums, tables, blocks, attention, predictions. Later ones need what earlier
-        ones look at, so they may be faults of the same file.
+        A finding after each look: checksums, and, if all are right, tables, blocks, attention and predictions.
 
     Raises:
         RunError: If it is not a finished run.
@@ -82,9 +81,11 @@ def verify(path: Path, cohort: Path | None = None, *, variants: int = _RECOMPUTE
     for what, check in checks.items():
         try:
             faults, note = check(run)
-        except VmapensError as error:
-            faults, note = [str(error)], "cannot be read"
+        except Exception as error:  # contents that were changed with their checksums can break anything
+            faults, note = [first_line(error)], "cannot be read"
         yield Finding(what, tuple(faults), note)
+        if what == "checksums" and faults:
+            return
 
 
 def _checksums(run: Run) -> tuple[list[str], str]:
@@ -133,11 +134,13 @@ def _blocks(run: Run) -> tuple[list[str], str]:
                 faults.append(f"{folder / which}.safetensors holds {len(theta)} variants, wanted {stop - start}")
             elif which == "best" and not theta[[status == "ok" for status in done.status]].isfinite().all():
                 faults.append(f"{folder / which}.safetensors holds infinite weights or NaN of variants that are ok")
-        rows = (
-            run.history.filter(pl.col("variant").is_between(start, stop - 1)).group_by("variant").len().sort("variant")
-        )
+        own = run.history.filter(pl.col("variant").is_between(start, stop - 1))
+        rows = own.group_by("variant").len().sort("variant")
         if rows["len"].to_list() != list(done.trained_epochs):
             faults.append(f"{folder / 'history.parquet'} does not hold one row for each trained epoch of each variant")
+        failed = set(own.filter(status="failed")["variant"].to_list())
+        if failed != {start + row for row, status in enumerate(done.status) if status == "failed"}:
+            faults.append(f"{folder / 'done.json'} and history.parquet say that other variants failed")
     return faults, f"{len(run.blocks)} blocks"
 
 
@@ -157,7 +160,9 @@ def _attention(run: Run) -> tuple[list[str], str]:
                 rows = np.stack(file.rows(variant, of_part))
                 count += len(rows)
                 if run.spec.model.name == BUILT_IN:
-                    largest = max(largest, float(np.abs(rows.sum(axis=axis, dtype=np.float64) - 1).max()))
+                    largest = float(
+                        np.maximum(largest, np.abs(rows.sum(axis=axis, dtype=np.float64) - 1).max())
+                    )  # keeps NaN
                 elif not np.isfinite(rows).all():
                     faults.append(f"{path} holds attention of variant {variant} that is not finite")
     if not largest <= SUM_TOLERANCE:
@@ -185,7 +190,7 @@ def _predictions(run: Run, cohort_path: Path | None, count: int) -> tuple[list[s
                 written = own.filter(split=split)["probability"].to_numpy()
                 if got.shape != written.shape:
                     return [f"predictions.parquet holds {written.shape} of variant {variant}, wanted {got.shape}"], ""
-                largest = max(largest, float(np.abs(got - written).max(initial=0.0)))
+                largest = float(np.maximum(largest, np.abs(got - written).max(initial=0.0)))  # keeps NaN
     if not largest <= PREDICTION_TOLERANCE:
         faults.append(f"{run.paths.predictions} differs by {largest:.1e} from what the weights give")
     return faults, f"of variants {', '.join(map(str, chosen))} computed again, off by {largest:.1e} at most"

@@ -105,7 +105,8 @@ def train_epoch(
     scores = history[f"{spec.select_on}_{metric}"].to_numpy()
     scores = scores if metrics.METRICS[metric].higher_is_better else -scores
     losses = history.select("train_loss", "valid_loss").to_numpy()
-    whole = block.stack.theta[: block.running].isfinite().all(dim=1).cpu().numpy()
+    state = (block.stack.theta, block.state.second)  # where a gradient was squared to infinity nothing moves any more
+    whole = torch.stack([rows[: block.running].isfinite().all(dim=1) for rows in state]).all(dim=0).cpu().numpy()
     numbers = pl.Series("variant", block.variants[: block.running].copy())  # rows move
     block.record(scores, whole & np.isfinite(losses).all(axis=1) & ~np.isnan(scores))
     history = history.select(numbers, pl.lit(block.epoch, pl.Int32).alias("epoch"), pl.all())
