@@ -49,7 +49,8 @@ def made_cohort(samples: int, steps: int, features: int, classes: int = 2, seed:
         samples=tuple(map(str, range(samples))),
         split=parts[np.arange(samples) % len(parts)],
         features=pl.DataFrame(
-            {"index": range(features), "feature": names, "unit": "", "group": "", "mean": 0.0, "std": 1.0}
+            {"index": range(features), "feature": names, "unit": "", "group": "", "mean": 0.0, "std": 1.0},
+            schema_overrides={"index": pl.Int32},
         ),
         task=task,
         info=CohortInfo(steps, 60.0, tuple(map(Feature, names)), (task,), source="made", licence="none"),
