@@ -11,7 +11,7 @@ demo: install
 
 install: $(VENV)/installed
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile
 # Among them ten minutes of training in blocks, and a cohort that takes 7 GB of memory.
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow
