@@ -180,9 +180,7 @@ def write_missing(
     Returns:
         Checksums of the attention files by name.
     """
-    parts: dict[int, list[str]] = {}
-    for sample, part in run.attention_parts.items():
-        parts.setdefault(part, []).append(sample)
+    parts = run.samples_of_parts
     if not parts and len(rows):
         parts = {0: [cohort.samples[row] for row in rows.tolist()]}
     _remove_parts(run, but=parts)

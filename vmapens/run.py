@@ -17,6 +17,7 @@ from vmapens import arrow
 from vmapens.atomic import atomic_path
 from vmapens.cohort.schema import Task
 from vmapens.directory import HISTORY, RunPaths, read_manifest
+from vmapens.ensemble.block import OK
 from vmapens.ensemble.stack import Stack, columns_of
 from vmapens.errors import RunError, SpecError, first_line
 from vmapens.machine import free_memory
@@ -114,7 +115,7 @@ class Run:
 
     def summary(self) -> pl.DataFrame:
         """Scores over the variants that did not fail: split, metric, variants, mean, sd (of the sample), min, max."""
-        good = self.variants.filter(pl.col("status") == "ok").select("variant")
+        good = self.variants.filter(pl.col("status") == OK).select("variant")
         scores = self.metrics.join(good, on="variant", how="semi").group_by("split", "metric")
         value = pl.col("value")
         numbers = (pl.len().alias("variants"), value.mean().alias("mean"), value.std().fill_null(0.0).alias("sd"))
@@ -140,7 +141,7 @@ class Run:
         Raises:
             RunError: If there is no such variant.
         """
-        start, stop = self._block_of(variant)
+        start, stop = self.block_of(variant)
         return self.weights(which, block=(start, stop)).state_dict(variant - start)
 
     def model(self, named: str = BUILT_IN) -> torch.nn.Module:
@@ -203,7 +204,7 @@ class Run:
             some = f"{len(missing)} samples ({', '.join(missing[:5])})" if missing else "any sample asked for"
             raise RunError(f"no attention is saved for {some}; run `vmapens attend` for them.")
         for variant in numbers:
-            self._block_of(variant)
+            self.block_of(variant)
         result: np.ndarray | None = None
         for start, stop in self.blocks:
             own = [(row, variant) for row, variant in enumerate(numbers) if start <= variant < stop]
@@ -237,11 +238,24 @@ class Run:
         return dict(index.iter_rows())
 
     @property
+    def samples_of_parts(self) -> dict[int, list[str]]:
+        """The saved samples of each part of a block's folder."""
+        parts: dict[int, list[str]] = {}
+        for sample, part in self.attention_parts.items():
+            parts.setdefault(part, []).append(sample)
+        return parts
+
+    @property
     def saved_samples(self) -> list[str]:
         """Ids of the samples whose attention is saved."""
         return list(self.attention_parts)
 
-    def _block_of(self, variant: int) -> tuple[int, int]:
+    def block_of(self, variant: int) -> tuple[int, int]:
+        """The block that holds a variant.
+
+        Raises:
+            RunError: If there is no such variant.
+        """
         for start, stop in self.blocks:
             if start <= variant < stop:
                 return start, stop
@@ -309,7 +323,7 @@ def export_variant(run: Path, variant: int, out: Path) -> None:
         raise RunError(f"{out} exists already: choose another --out.")
     opened = open_run(run)
     tensors = opened.state_dict(variant)
-    if opened.variants["status"][variant] != "ok":
+    if opened.variants["status"][variant] != OK:
         epoch = opened.variants["trained_epochs"][variant]
         raise RunError(f"variant {variant} failed: it diverged in epoch {epoch}; export another.")
     with atomic_path(out) as temporary:

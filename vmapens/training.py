@@ -214,10 +214,10 @@ class _Training:
         kept = STATE in done.sha256
         if not kept:
             (folder / STATE).unlink(missing_ok=True)
-        if done.epochs < self._spec.epochs and not kept:
-            raise RunError(f"{folder} kept no state (--drop-state): it cannot be given more epochs; train another run.")
         if done.epochs < self._spec.epochs:
-            return False
+            if kept:
+                return False
+            raise RunError(f"{folder} kept no state (--drop-state): it cannot be given more epochs; train another run.")
         self._failed += [start + row for row, status in enumerate(done.status) if status == FAILED]
         return True
 

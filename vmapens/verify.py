@@ -11,6 +11,7 @@ from vmapens import arrow
 from vmapens.attention import cohort_of
 from vmapens.checksum import LIST_FILE, damaged, read_list
 from vmapens.ensemble import metrics
+from vmapens.ensemble.block import FAILED, OK
 from vmapens.ensemble.step import predict
 from vmapens.errors import RunError, VmapensError, first_line
 from vmapens.nn.kernels import compute_device
@@ -132,14 +133,14 @@ def _blocks(run: Run) -> tuple[list[str], str]:
             theta = run.weights(which, block=(start, stop)).theta
             if len(theta) != stop - start:
                 faults.append(f"{folder / which}.safetensors holds {len(theta)} variants, wanted {stop - start}")
-            elif which == "best" and not theta[[status == "ok" for status in done.status]].isfinite().all():
+            elif which == "best" and not theta[[status == OK for status in done.status]].isfinite().all():
                 faults.append(f"{folder / which}.safetensors holds infinite weights or NaN of variants that are ok")
         own = run.history.filter(pl.col("variant").is_between(start, stop - 1))
         rows = own.group_by("variant").len().sort("variant")
         if rows["len"].to_list() != list(done.trained_epochs):
             faults.append(f"{folder / 'history.parquet'} does not hold one row for each trained epoch of each variant")
-        failed = set(own.filter(status="failed")["variant"].to_list())
-        if failed != {start + row for row, status in enumerate(done.status) if status == "failed"}:
+        failed = set(own.filter(status=FAILED)["variant"].to_list())
+        if failed != {start + row for row, status in enumerate(done.status) if status == FAILED}:
             faults.append(f"{folder / 'done.json'} and history.parquet say that other variants failed")
     return faults, f"{len(run.blocks)} blocks"
 
@@ -148,16 +149,15 @@ def _attention(run: Run) -> tuple[list[str], str]:
     """Sums of the rows of attention, and that they are those of the weights that stand there."""
     axis = {"time": 0}.get(run.spec.model.attend_over, -1)  # of [steps, features] or [steps]
     faults, largest, count = [], 0.0, 0
-    parts = sorted(set(run.attention_parts.values()))
+    parts = sorted(run.samples_of_parts.items())
     for start, stop in run.blocks:
-        for part in parts:
+        for part, samples in parts:
             path = run.paths.attention(start, stop, part)
             file = arrow.AttentionFile(path, start, stop - start, whole=True)
             if file.metadata.get("weights") != run.paths.finished((start, stop)).weights:
                 faults.append(f"{path} is not of its block's weights: --resume the training, which writes it again")
-            of_part = [sample for sample, own in run.attention_parts.items() if own == part]
             for variant in range(start, stop):
-                rows = np.stack(file.rows(variant, of_part))
+                rows = np.stack(file.rows(variant, samples))
                 count += len(rows)
                 if run.spec.model.name == BUILT_IN:
                     largest = float(
@@ -179,14 +179,16 @@ def _predictions(run: Run, cohort_path: Path | None, count: int) -> tuple[list[s
     device, kind = compute_device(run.spec.train), cohort.task.kind
     total = run.blocks[-1][1]
     chosen = sorted({total * place // count for place in range(min(count, total))})
+    x = cohort.x.to(device)
+    rows = {split: cohort.rows(split).to(device) for split in ("valid", "test")}
     faults, largest = [], 0.0
     with spread_over():
         for variant in chosen:
-            start, stop = next(block for block in run.blocks if block[0] <= variant < block[1])
+            start, stop = run.block_of(variant)
             stack = run.weights(block=(start, stop)).rows(variant - start, variant - start + 1).to(device)
             own = run.predictions.filter(variant=variant)
-            for split in ("valid", "test"):
-                got = predict(model, kind, stack, cohort.x[cohort.rows(split)].to(device))[0].cpu().numpy()
+            for split in rows:
+                got = predict(model, kind, stack, x, rows[split])[0].cpu().numpy()
                 written = own.filter(split=split)["probability"].to_numpy()
                 if got.shape != written.shape:
                     return [f"predictions.parquet holds {written.shape} of variant {variant}, wanted {got.shape}"], ""
