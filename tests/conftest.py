@@ -17,3 +17,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist; set VMAPENS_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cohort_folder(tmp_path_factory) -> Path:
+    """A synthetic cohort of 200 stays x 8 steps x 6 features, for all tests; none may change it."""
+    from vmapens.cohort.synthetic import make_synthetic  # late, or its types would go unchecked
+
+    folder = tmp_path_factory.mktemp("cohorts") / "synthetic"
+    make_synthetic(folder, samples=200, steps=8, features=6, seed=1)
+    return folder

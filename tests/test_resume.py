@@ -11,14 +11,13 @@ import torch
 
 import vmapens
 from vmapens.attention import attend_samples
-from vmapens.cohort.synthetic import make_synthetic
 from vmapens.directory import RunPaths
 from vmapens.errors import RunError
 from vmapens.spec import resolve
 from vmapens.training import Care
 from vmapens.verify import verify
 
-V, EPOCHS, T, F = 5, 4, 8, 6
+V, EPOCHS = 5, 4
 EACH_EPOCH = Care(checkpoint_minutes=0)
 
 
@@ -58,13 +57,6 @@ def assert_same_files(root, other):
     a, b = contents(root), contents(other)
     assert a.keys() == b.keys()
     assert [name for name in a if a[name] != b[name]] == []
-
-
-@pytest.fixture(scope="module")
-def cohort_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohorts") / "synthetic"
-    make_synthetic(folder, samples=200, steps=T, features=F, seed=1)
-    return folder
 
 
 @pytest.fixture(scope="module")

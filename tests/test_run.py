@@ -37,13 +37,6 @@ def spec_of(folder, **layers):
 
 
 @pytest.fixture(scope="module")
-def cohort_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohorts") / "synthetic"
-    make_synthetic(folder, samples=200, steps=T, features=F, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(cohort_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     return vmapens.train(None, None, spec_of(cohort_folder, train={"snapshots": [0, 2]}), out)

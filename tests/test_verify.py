@@ -14,7 +14,6 @@ from test_resume import spec_of, train
 from vmapens.attention import attend_samples
 from vmapens.checksum import checksums
 from vmapens.cli import _main
-from vmapens.cohort.synthetic import make_synthetic
 from vmapens.directory import finish_run
 from vmapens.run import open_run
 from vmapens.verify import verify
@@ -22,15 +21,8 @@ from vmapens.weights import write_weights
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cohorts") / "synthetic"
-    make_synthetic(folder, samples=200, steps=8, features=6, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def original(cohort, tmp_path_factory):
-    run = train(spec_of(cohort), tmp_path_factory.mktemp("runs") / "run")
+def original(cohort_folder, tmp_path_factory):
+    run = train(spec_of(cohort_folder), tmp_path_factory.mktemp("runs") / "run")
     attend_samples(run.paths.root, "test:12")
     return run.paths.root
 
@@ -163,8 +155,8 @@ def test_tables_of_other_rows_or_columns_are_found(run):
     assert "does not hold one row for each trained epoch" in found["blocks"][0]
 
 
-def test_without_its_cohort_the_predictions_are_said_not_to_be_computed_again(cohort, tmp_path, capsys):
-    shutil.copytree(cohort, tmp_path / "cohort")
+def test_without_its_cohort_the_predictions_are_said_not_to_be_computed_again(cohort_folder, tmp_path, capsys):
+    shutil.copytree(cohort_folder, tmp_path / "cohort")
     run = train(spec_of(tmp_path / "cohort", epochs=1), tmp_path / "run")
     shutil.move(tmp_path / "cohort", tmp_path / "moved")
     assert "not computed again: the cohort of" in list(verify(run.paths.root))[-1].note
