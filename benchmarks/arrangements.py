@@ -48,6 +48,7 @@ def made_cohort(samples: int, steps: int, features: int, classes: int = 2, seed:
         y=ranks * classes // samples,
         samples=tuple(map(str, range(samples))),
         split=parts[np.arange(samples) % len(parts)],
+        patient=np.arange(samples),
         features=pl.DataFrame(
             {"index": range(features), "feature": names, "unit": "", "group": "", "mean": 0.0, "std": 1.0},
             schema_overrides={"index": pl.Int32},

@@ -94,6 +94,30 @@ def test_gradients_reach_the_input():
         assert torch.autograd.gradcheck(lambda x, model=model: model.logits(x), x)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_given_its_own_attention_are_the_logits(form):
+    torch.manual_seed(0)
+    model = AttentionLSTM(4, 7, 2, attend_over=form, hidden=3).double()
+    x = torch.randn(5, 7, 4, dtype=torch.float64)
+    logits, attention = model(x)
+    assert (model.logits_given(x, attention) - logits).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_given_other_attention_are_those_of_plain_pytorch(form):
+    """One attention [1, ...] for the whole batch, not normalised, so that nothing recomputes it unseen."""
+    torch.manual_seed(0)
+    model = AttentionLSTM(4, 7, 2, attend_over=form, hidden=3).double()
+    lstm = torch.nn.LSTM(4, 3, batch_first=True).double()
+    lstm.load_state_dict(model.lstm.state_dict())
+    x = torch.randn(5, 7, 4, dtype=torch.float64)
+    attention = torch.rand(1, 7, *(() if form == "pool" else (4,)), dtype=torch.float64)
+    states = lstm(x if form == "pool" else x * attention)[0]
+    summary = torch.einsum("t,bth->bh", attention[0], states) if form == "pool" else states[:, -1]
+    want = summary @ model.dense.weight.T + model.dense.bias
+    assert (model.logits_given(x, attention) - want).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("form", ["feature", "time", "pool"])
 def test_frozen_attention_has_no_gradient_but_the_rest_has(form):
     model = AttentionLSTM(4, 7, attend_over=form, hidden=3, freeze_attention=True)

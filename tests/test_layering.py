@@ -27,6 +27,8 @@ ROOMS = [
     "manifest",
     "training",
     "verify",
+    "analysis",
+    "report",
     "terminal",
     "cli",
 ]

@@ -1,21 +1,28 @@
 """vmapens: many seeds of one attention model, trained as one tensor.
 
-`train(model, cohort, spec, out)` trains and writes a run directory, `open_run(path)` reads one back, `load(spec)` reads
-a cohort. They are imported when first used, because torch and polars take seconds to import.
+`train(model, cohort, spec, out)` trains and writes a run directory, `open_run(path)` reads one back, `analyze(run)`
+gives the tables of its explanations, `load(spec)` reads a cohort. They are imported when first used, because torch and
+polars take seconds to import.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmapens.analysis.study import analyze
     from vmapens.cohort.load import load_cohort as load
     from vmapens.run import open_run
     from vmapens.training import train
 
 __version__ = "0.1.0"
-__all__ = ["load", "open_run", "train"]
+__all__ = ["analyze", "load", "open_run", "train"]
 
-_PLACES = {"load": ("cohort.load", "load_cohort"), "open_run": ("run", "open_run"), "train": ("training", "train")}
+_PLACES = {
+    "analyze": ("analysis.study", "analyze"),
+    "load": ("cohort.load", "load_cohort"),
+    "open_run": ("run", "open_run"),
+    "train": ("training", "train"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -36,9 +36,10 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
 
     Args:
         cohort: Where they are.
-        which: `none`; a split (`train`, `valid`, `test`); `SPLIT:N`, N samples stratified by label; `all`; `@FILE`,
+        which: `none`; a split (`train`, `valid`, `test`); `SPLIT:N`, N samples stratified by label; `SPLIT:CLASS` or
+            `SPLIT:CLASS:N`, those of a class (its name, or `positive` for class 1 of a binary task); `all`; `@FILE`,
             one id a line; or ids separated by commas.
-        seed: Draws the samples of `SPLIT:N`.
+        seed: Draws the samples where a number is given.
 
     Returns:
         Row numbers, increasing.
@@ -46,18 +47,13 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
     Raises:
         SpecError: If the text means nothing, or an id is not in the cohort.
     """
-    split, _, number = which.partition(":")
+    split, _, rest = which.partition(":")
     if which == "none":
         return torch.zeros(0, dtype=torch.int64)
     if which == "all":
         return torch.arange(len(cohort.samples))
     if split in ("train", "valid", "test"):
-        rows: Tensor = cohort.rows(split)
-        if not number:
-            return rows
-        if not number.isdecimal() or len(number) > 18 or int(number) < 1:
-            raise SpecError(f"`{which}` cannot be read: write {split}:N with N of 1 or more.")
-        return _stratified(rows, cohort.y[rows], int(number), seed)
+        return _of_split(cohort, split, rest, seed) if rest else cohort.rows(split)
     if which.startswith("@"):
         try:
             lines = Path(which[1:]).read_text(encoding="utf-8-sig").splitlines()
@@ -71,9 +67,30 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
     if unknown or not ids:
         raise SpecError(
             f"{len(unknown)} samples are not in the cohort ({', '.join(unknown[:5])}): "
-            "give ids, none, all, test, test:N, or @FILE with one id a line."
+            "give ids, none, all, test, test:N, test:CLASS, or @FILE with one id a line."
         )
     return torch.tensor(sorted({places[sample] for sample in ids}))
+
+
+def _of_split(cohort: Cohort, split: str, rest: str, seed: int) -> Tensor:
+    """Rows of `SPLIT:N`, `SPLIT:CLASS` or `SPLIT:CLASS:N`."""
+    rows, classes = cohort.rows(split), cohort.task.classes
+    named = {**({"positive": 1} if cohort.task.kind == "binary" else {}), **{name: c for c, name in enumerate(classes)}}
+    name, number = (rest, "") if rest in named else ("", rest)
+    if not name and ":" in rest:
+        name, _, number = rest.rpartition(":")
+    if name and name not in named:
+        raise SpecError(f"`{split}:{rest}` names no class: task `{cohort.task.name}` has {', '.join(named)}.")
+    if number and not (number.isdecimal() and len(number) <= 18 and int(number) >= 1):
+        raise SpecError(
+            f"`{split}:{rest}` cannot be read: write {split}:N with N of 1 or more, or a class of task "
+            f"`{cohort.task.name}` ({', '.join(named)}), as {split}:{classes[-1]} or {split}:{classes[-1]}:N."
+        )
+    if name:
+        rows = rows[cohort.y[rows] == named[name]]
+        if not len(rows):
+            raise SpecError(f"`{split}:{rest}` is empty: no sample of the {split} split is {name}; take another.")
+    return _stratified(rows, cohort.y[rows], int(number), seed) if number else rows
 
 
 def _stratified(rows: Tensor, y: Tensor, count: int, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """`open_run`: everything that a run directory holds, read back piece by piece."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,16 +144,16 @@ class Run:
         start, stop = self.block_of(variant)
         return self.weights(which, block=(start, stop)).state_dict(variant - start)
 
-    def model(self, named: str = BUILT_IN) -> torch.nn.Module:
-        """A module of the run's architecture; its parameters are of no meaning.
+    def factory(self, named: str = BUILT_IN) -> Callable[[], torch.nn.Module]:
+        """What builds one module of the run's architecture, drawing from the global generator as plain PyTorch does.
 
         Args:
             named: `attention-lstm`, or the `package:Class` that the run was trained with. A run directory is data,
                 perhaps of someone else: what it names is only imported if the caller names it, too.
 
         Raises:
-            RunError: If the run was made from Python with a factory, is of another model than `named`, its module
-                cannot be imported any more, or the kept weights are of another architecture.
+            RunError: If the run was made from Python with a factory, is of another model than `named`, or its module
+                cannot be imported any more.
         """
         sizes = self.manifest["model"]
         if sizes["made_from"] == "python":
@@ -165,14 +165,31 @@ class Run:
                 f"imported if you name it, too: --model {spec.name}."
             )
         try:
-            factory = model_factory(spec, features=sizes["features"], steps=sizes["steps"], outputs=sizes["outputs"])
-            if spec.name == BUILT_IN:
+            return model_factory(spec, features=sizes["features"], steps=sizes["steps"], outputs=sizes["outputs"])
+        except SpecError as error:
+            raise self._not_built(error) from error
+
+    def model(self, named: str = BUILT_IN) -> torch.nn.Module:
+        """A module of the run's architecture; its parameters are of no meaning.
+
+        Args:
+            named: As in `factory`.
+
+        Raises:
+            RunError: As `factory`, or if the kept weights are of another architecture.
+        """
+        factory = self.factory(named)
+        try:
+            if self.spec.model.name == BUILT_IN:
                 with torch.device("meta"):  # sizes that the weights do not have are not asked for
                     self._check_columns(factory())
             with torch.random.fork_rng(devices=[]):
                 return factory()
         except (SpecError, TypeError) as error:
-            raise RunError(f"{self.paths.root}: its model cannot be built again ({error}).") from error
+            raise self._not_built(error) from error
+
+    def _not_built(self, error: Exception) -> RunError:
+        return RunError(f"{self.paths.root}: its model cannot be built again ({error}).")
 
     def _check_columns(self, module: torch.nn.Module) -> None:
         if columns_of(module) != self.weights(block=self.blocks[0]).columns:

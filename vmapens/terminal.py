@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vmapens.errors import printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich import progress
 
 _LINE_EVERY_SECONDS = 30
 
@@ -22,30 +22,36 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-class TrainingProgress:
-    """A `vmapens.training.Listener`: a bar on a terminal, else a log line every 30 seconds."""
+class Progress:
+    """A bar on a terminal, else a log line every 30 seconds; a `vmapens.training.Listener`, and of an analysis, too.
 
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
+    Args:
+        unit: What is counted.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: progress.Progress | None = None
         self._total = self._done = 0
         self._begun = self._last = time.monotonic()
 
-    def start(self, variant_epochs: int) -> None:
+    def start(self, amount: int) -> None:
         """Begin with this much work."""
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._total, self._begun = variant_epochs, time.monotonic()
+        self._total, self._begun = amount, time.monotonic()
         console = Console(stderr=True)
-        if console.is_terminal and variant_epochs:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("variants x epochs {task.fields[speed]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
-            self._bar.add_task("train", total=variant_epochs, speed="")
+        if console.is_terminal and amount:
+            counted = progress.TextColumn(f"{self._unit} {{task.fields[speed]}}")
+            columns = (progress.BarColumn(), progress.MofNCompleteColumn(), counted, progress.TimeRemainingColumn())
+            self._bar = progress.Progress(*columns, console=console)
+            self._bar.add_task(self._unit, total=amount, speed="")
             self._bar.start()
 
-    def advance(self, variant_epochs: int) -> None:
+    def advance(self, amount: int) -> None:
         """Count finished work."""
-        self._done += variant_epochs
+        self._done += amount
         now = time.monotonic()
         speed = self._done / max(now - self._begun, 1e-9)
         if self._bar is not None:
@@ -53,7 +59,7 @@ class TrainingProgress:
         elif now - self._last > _LINE_EVERY_SECONDS:
             self._last = now
             left = (self._total - self._done) / speed / 60
-            say(f"{self._done}/{self._total} variants x epochs, {speed:.1f}/s, {left:.1f} min left")
+            say(f"{self._done}/{self._total} {self._unit}, {speed:.1f}/s, {left:.1f} min left")
         if self._done >= self._total:
             self.stop()
 

@@ -37,6 +37,7 @@ class Cohort:
         y: Class of each sample, 0..C-1, int64.
         samples: Ids as text, sorted (whole numbers as numbers); row numbers if `spec.sample_ids` is not set.
         split: "train", "valid" or "test" for each sample.
+        patient: Number of each sample's patient (group), 0, 1, ...; samples without one are patients of their own.
         features: One row per feature of `x`: `index`, `feature`, `unit`, `group`, `mean`, `std` (of the training split,
             in raw units; std 0 if constant there; both null if never measured there; 0 and 1 for an indicator).
         task: What `y` says.
@@ -51,6 +52,7 @@ class Cohort:
     y: Labels
     samples: tuple[str, ...]
     split: np.ndarray
+    patient: np.ndarray
     features: pl.DataFrame
     task: Task
     info: CohortInfo
@@ -124,6 +126,7 @@ def load_cohort(spec: CohortSpec) -> Cohort:
         y=torch.from_numpy(y),
         samples=tuple(samples if spec.sample_ids else map(str, range(len(samples)))),
         split=split,
+        patient=_patients(labels),
         features=table,
         task=task,
         info=tables.info,
@@ -202,6 +205,15 @@ def _labelled(labels: pl.DataFrame, task: Task, source: Path) -> tuple[list[str]
     order = sample_order(ids_as_text)
     y = code.to_numpy().astype(np.int64)[order]
     return [ids_as_text[row] for row in order], y, labels[order]
+
+
+def _patients(labels: pl.DataFrame) -> np.ndarray:
+    """A number for each group, in the order of the rows; each row without a group has its own."""
+    if "group" not in labels.columns:
+        return np.arange(len(labels))
+    names = [(row,) if group is None else group for row, group in enumerate(labels["group"].to_list())]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
 
 
 def _split(

@@ -194,7 +194,7 @@ def make_synthetic(
             f"{TRUTH_FILE} holds the cells that caused each stay's outcome; such cells are measured in every stay.",
             f"{BAYES_FILE} holds each stay's true probability of the outcome and its stratum; the stratum shows in the "
             "mean temperature.",
-            f"Bayes AUROC {_bayes_auroc(probability):.3f}; prevalence {outcome.mean():.3f}, "
+            f"Bayes AUROC {bayes_auroc(probability):.3f}; prevalence {outcome.mean():.3f}, "
             f"mean Bayes probability {probability.mean():.3f}.",
         ),
     )
@@ -358,7 +358,7 @@ def _to_frame(
     return frame.select(ids.gather(rows // steps), step, pl.all())
 
 
-def _bayes_auroc(probability: Float[np.ndarray, "N"]) -> float:
+def bayes_auroc(probability: Float[np.ndarray, "N"]) -> float:
     """AUROC of the true probabilities, expected over the labels they could have drawn."""
     positive = np.sort(probability)
     negative = 1 - positive

@@ -1,9 +1,10 @@
 """One training step of many variants: `vmap(grad_and_value(loss))` over the rows, then one elementwise update.
 
 This is the only `vmap` over training. It knows no model by name: a model is any module whose `forward(x [B, T, F])`
-gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Three methods are optional
-and spare work: `logits(x)`, logits alone; `attend(x)`, attention alone; and `loss(x [N, T, F], rows [B], y [B], kind)`,
-the mean loss of the batch x[rows], for a model that gathers and differentiates better than `vmap` would.
+gives `(logits [B, C], attention [B, ...])` and whose operations `torch.func` can transform. Four methods are optional.
+Three spare work: `logits(x)`, logits alone; `attend(x)`, attention alone; `loss(x [N, T, F], rows [B], y [B], kind)`,
+the mean loss of the batch x[rows], for a model that gathers and differentiates better than `vmap` would. One lets
+analyses hold the attention still: `logits_given(x, attention [B or 1, ...])`, logits with these weights in its place.
 
 On a CPU whatever stands around the model's own operations is computed variant by variant (`vmapens.nn.isolation`),
 so that a built-in model's variant has the same bytes in any company.
@@ -24,6 +25,7 @@ from vmapens.nn.isolation import aligned, per_variant
 from vmapens.nn.loss import LOSSES, TaskKind
 
 Parameters = dict[str, Tensor]
+Method = Literal["logits", "attend", "logits_given", "loss"]
 Gradients = Callable[[Parameters, Parameters, Tensor, Tensor, Tensor], tuple[Parameters, Tensor]]
 
 PREDICTION_BATCH = 256
@@ -33,7 +35,7 @@ PREDICTION_BATCH = 256
 class _Call(torch.nn.Module):
     """A module whose forward is one method of another, so that `functional_call` can reach it."""
 
-    def __init__(self, model: torch.nn.Module, method: Literal["logits", "attend", "loss"]) -> None:
+    def __init__(self, model: torch.nn.Module, method: Method) -> None:
         super().__init__()
         self.model = model
         self._method = method
@@ -51,15 +53,23 @@ def _within(parameters: Parameters) -> Parameters:
     return {f"model.{name}": tensor for name, tensor in parameters.items()}
 
 
-def one_variant(model: torch.nn.Module, method: Literal["logits", "attend"]) -> Callable[[Parameters, Tensor], Tensor]:
-    """The model's logits or attention as a function of its parameters and x [B, T, F]."""
+def one_variant(model: torch.nn.Module, method: Literal["logits", "attend", "logits_given"]) -> Callable[..., Tensor]:
+    """The model's logits or attention as a function of its parameters and x [B, T, F]; logits given attention, too.
+
+    Only a model that `holds_attention` has logits given attention.
+    """
     call = _Call(model, method)
 
-    def function(parameters: Parameters, x: Tensor) -> Tensor:
-        result: Tensor = functional_call(call, _within(parameters), (x,))
+    def function(parameters: Parameters, *arguments: Tensor) -> Tensor:
+        result: Tensor = functional_call(call, _within(parameters), arguments)
         return result
 
     return function
+
+
+def holds_attention(model: torch.nn.Module) -> bool:
+    """Whether the model can say its logits given attention."""
+    return callable(getattr(type(model), "logits_given", None))
 
 
 def gradients(model: torch.nn.Module, kind: TaskKind) -> Gradients:

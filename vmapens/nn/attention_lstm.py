@@ -90,6 +90,20 @@ class AttentionLSTM(torch.nn.Module):
         logits: Tensor = self.dense(summary)
         return logits
 
+    def logits_given(self, x: Float[Tensor, "B T F"], attention: Float[Tensor, "#B ..."]) -> Float[Tensor, "B C"]:
+        """Logits if the attention had these weights instead of its own: what follows from holding it, or moving it.
+
+        Args:
+            x: The batch.
+            attention: Of each sample, or one for all: [B, T, F] or [1, T, F]; for `pool` [B, T] or [1, T].
+        """
+        if self.attend_over == "pool":
+            summary = per_variant(_weighted, self.lstm(x)[0], attention)
+        else:
+            summary = self.lstm(per_variant(torch.mul, x, attention))[1][0].squeeze(0)
+        logits: Tensor = self.dense(summary)
+        return logits
+
     def loss(
         self, x: Float[Tensor, "N T F"], rows: Int[Tensor, "B"], y: Shaped[Tensor, "B"], kind: TaskKind
     ) -> Float[Tensor, ""]:
@@ -136,4 +150,8 @@ def _pooling_weights(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _pool(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return (_pooling_weights(states, weight, bias).unsqueeze(-1) * states).sum(dim=1)
+    return _weighted(states, _pooling_weights(states, weight, bias))
+
+
+def _weighted(states: Tensor, attention: Tensor) -> Tensor:
+    return (attention.unsqueeze(-1) * states).sum(dim=1)

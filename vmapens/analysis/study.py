@@ -1,0 +1,356 @@
+"""`vmapens analyze`: from a trained run, and those it is compared with, to every table of `analysis/`.
+
+Stay by stay for all variants, in bounded memory: what is kept of a stay is rows of tables, never its arrays.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64
+
+from vmapens import atomic
+from vmapens.analysis.agreement import Overlap, Spearman
+from vmapens.analysis.causes import (
+    decomposition_rows,
+    epochs_table,
+    good_table,
+    pairs_on_stay,
+    rashomon_table,
+    sets_by_loss,
+)
+from vmapens.analysis.consistency import consistency_table
+from vmapens.analysis.extremal_mask import extremal_masks
+from vmapens.analysis.interval import RESAMPLES
+from vmapens.analysis.models import (
+    chosen_table,
+    controls_table,
+    losses_of,
+    reliability_table,
+    scores_table,
+    weights_table,
+)
+from vmapens.analysis.ranking import rank_cells
+from vmapens.analysis.settings import Settings
+from vmapens.analysis.stay import StayStudy
+from vmapens.analysis.subject import Subject, chosen_of, open_all
+from vmapens.analysis.tables import TABLES, table
+from vmapens.analysis.truth import planted_truth
+from vmapens.analysis.worth import attributions_table, faithfulness_table, permutation_table, planted_table
+from vmapens.directory import occupy, write_parquet
+from vmapens.ensemble.seeds import Factory
+from vmapens.errors import RunError
+from vmapens.manifest import versions
+from vmapens.nn.threads import spread_over
+
+SETTINGS_FILE = "analysis.json"
+
+
+class Listener(Protocol):
+    """Hears how far an analysis is."""
+
+    def start(self, amount: int) -> None:
+        """So many stays will be looked at."""
+
+    def advance(self, amount: int) -> None:
+        """So many more are done."""
+
+
+class Silence:
+    """A listener that does nothing."""
+
+    def start(self, amount: int) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int) -> None:
+        """Nothing."""
+
+
+def analyze(
+    run: str | Path,
+    *others: str | Path,
+    settings: Settings | None = None,
+    cohort: str | Path | None = None,
+    model: Factory | str | None = None,
+    listener: Listener | None = None,
+) -> dict[str, pl.DataFrame]:
+    """Analyse the explanations of a run, and write the tables into its folder `analysis`.
+
+    Args:
+        run: A finished run.
+        others: Finished runs on the same cohort, task and split: controls (uniform, frozen, other forms of attention)
+            whose scores are compared with the first run's, and crossed designs, which say why variants differ.
+        settings: Which stays, and how; the defaults if None.
+        cohort: Where the cohort is now, if not where it was.
+        model: What the run was trained with, if not a built-in model: the name of a class, or a factory.
+        listener: Hears of progress.
+
+    Returns:
+        Polars frames by the names of `vmapens.analysis.tables.TABLES`, which says what their columns mean.
+
+    Raises:
+        VmapensError: If a run cannot be analysed, runs cannot be compared, or a setting is wrong; nothing is written.
+    """
+    paths = [Path(run), *map(Path, others)]
+    subjects = open_all(paths, None if cohort is None else Path(cohort), model)
+    study = Study(subjects, settings or Settings())
+    with spread_over():
+        tables = study.tables(listener or Silence())
+    with occupy(paths[0], overwrite=False, resume=True) as held:
+        folder = held.root / "analysis"
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)  # what is there meanwhile is of no one analysis
+        for name, frame in tables.items():
+            write_parquet(folder / f"{name}.parquet", frame)
+        atomic.write_text(folder / SETTINGS_FILE, json.dumps(study.description(), indent=2, ensure_ascii=False) + "\n")
+    return tables
+
+
+def read_analysis(run: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
+    """Read the tables that `analyze` wrote, and its settings.
+
+    Raises:
+        RunError: If the run has no whole analysis.
+    """
+    folder = run / "analysis"
+    try:
+        settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+        wrong = [name for name, frame in tables.items() if frame.schema != TABLES[name]]
+        if wrong or not isinstance(settings, dict):
+            raise ValueError(f"{', '.join(wrong) or SETTINGS_FILE} is not what vmapens writes")
+    except FileNotFoundError as error:
+        raise RunError(f"{run} has no whole analysis ({error.filename} is missing): `vmapens analyze {run}`.") from None
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"{folder} cannot be read ({error}): `vmapens analyze {run}` writes it again.") from error
+    return tables, settings
+
+
+class Study:
+    """One call of `analyze`.
+
+    Args:
+        subjects: The run, then those it is compared with.
+        settings: What is asked.
+    """
+
+    def __init__(self, subjects: list[Subject], settings: Settings) -> None:
+        self._subjects, self._settings = subjects, settings
+        self._first = subject = subjects[0]
+        self._rows = self._in_company(subject.rows(settings.samples).tolist())
+        valid, y, probability = subject.predictions("valid")
+        self._losses, self._valid = losses_of(y, probability), valid
+        self._sets = sets_by_loss(self._losses.mean(axis=1))
+        path = Path(subject.cohort.spec.path)
+        self._truth = planted_truth(path, subject.cohort) if path.is_dir() else None
+        self._stays = StayStudy(subject, settings, [chosen for _, chosen in self._sets], self._truth)
+        y_train = subject.cohort.y[subject.cohort.rows("train")].double()
+        self._is_binary = subject.cohort.task.kind == "binary"
+        self._prevalence = float(y_train.mean()) if self._is_binary else None
+        self._threshold = (settings.threshold or self._prevalence) if self._is_binary else None
+
+    def _in_company(self, rows: list[int]) -> list[int]:
+        """The stays in a random order in which neighbours are of different patients, as far as there are any."""
+        patient = self._first.cohort.patient
+        left = np.random.default_rng(self._settings.seed).permutation(rows).tolist()
+        ordered: list[int] = [left.pop()]
+        while left:
+            other = next((row for row in reversed(left) if patient[row] != patient[ordered[-1]]), left[-1])
+            left.remove(other)
+            ordered.append(other)
+        return ordered
+
+    def tables(self, listener: Listener) -> dict[str, pl.DataFrame]:
+        """Everything, by name."""
+        subject, settings, stays = self._first, self._settings, self._stays
+        seed, k = settings.seed, stays.map_k
+        listener.start(len(self._rows))
+        for _ in stays.look(self._rows):
+            listener.advance(1)
+        rows, found = sorted(self._rows), stays.collected
+        pairs = {measure: total / len(self._rows) for measure, total in found.pairs.items()}
+        loss = self._losses.mean(axis=1)
+        best = int(np.argmin(loss))
+        chosen = chosen_table(subject, loss, _mean_with_others(pairs.get("spearman")))
+        places = np.searchsorted(subject.variants, chosen["variant"].unique().to_numpy()).tolist()
+        stays.add_variants(rows, places)
+        patient = dict(zip(subject.cohort.samples, subject.cohort.patient.tolist(), strict=True))
+        tables = {
+            name: table(name, found.rows[name]) for name in ("agreement", "measured", "drop", "rank_spread", "held")
+        }
+        tables |= {
+            "samples": self._samples(rows),
+            "scores": scores_table(subject),
+            "rank_histogram": table("rank_histogram", stays.rank_histogram()),
+            "maps": table("maps", found.rows["maps"]),
+            "chosen": chosen,
+            "weights": weights_table(subject, best),
+            "controls": controls_table(self._subjects, seed=seed),
+            "faithfulness": faithfulness_table(found.changes, subject.cohort, seed=seed),
+            "permutation": permutation_table(found.total_variation, subject.cohort, seed=seed),
+            "planted": planted_table(found.planted, subject.variants),
+            "decomposition": table("decomposition", self._decomposition(pairs)),
+            "good": good_table(subject, self._losses, subject.cohort.patient[self._valid], seed=seed),
+            "reliability": reliability_table(subject),
+            "learned_mask": table("learned_mask", self._learned_masks(loss)),
+            "rashomon": rashomon_table(
+                self._sets,
+                found.of_sets,
+                subject.predictions("test")[2],
+                best,
+                subject.cohort.patient[self._rows],
+                k=k,
+                threshold=self._threshold,
+                seed=seed,
+            ),
+        }
+        tables["consistency"] = consistency_table(
+            tables["agreement"],
+            patient,
+            found.without_each,
+            variants_are_exchangeable=not subject.is_crossed,
+            seed=seed,
+        )
+        tables["epochs"] = epochs_table(subject, tables["agreement"], self._rows, stays.grid, k=k, seed=seed)
+        tables["attributions"] = attributions_table(
+            tables["consistency"], found.changes, tables["planted"], subject.cohort, shares=settings.top_k, seed=seed
+        )
+        return {name: tables[name] for name in TABLES}
+
+    def _samples(self, rows: list[int]) -> pl.DataFrame:
+        """The table `samples`."""
+        cohort = self._first.cohort
+        predicted = self._first.run.predictions.filter(pl.col("variant").is_in(self._first.variants.tolist()))
+        entries = []
+        for row in rows:
+            y = int(cohort.y[row])
+            own = predicted.filter(sample=cohort.samples[row])["probability"].to_numpy()
+            of_class = own if own.ndim == 1 else own[:, y]
+            entries.append(
+                {"sample": cohort.samples[row], "split": str(cohort.split[row]), "y": y}
+                | {"outcome": cohort.task.classes[y], "patient": int(cohort.patient[row])}
+                | {"probability_mean": of_class.mean(dtype=np.float64) if len(of_class) else None}
+                | {"probability_sd": of_class.std(dtype=np.float64) if len(of_class) else None}
+                | {"measured": float(cohort.observed[row].double().mean())}
+            )
+        return table("samples", entries)
+
+    def _decomposition(self, pairs: dict[str, Float64[np.ndarray, "V V"]]) -> list[dict[str, Any]]:
+        """Of every run with a crossed design, on the same stays."""
+        k, seed = self._stays.map_k, self._settings.seed
+        rows = decomposition_rows(self._first, pairs, k=k) if self._first.is_crossed else []
+        for subject in self._subjects[1:]:
+            if not subject.is_crossed or len(subject.axes) != len(self._first.axes):
+                continue
+            stack, totals = subject.stack(), dict[str, Float64[np.ndarray, "V V"]]()
+            for row in self._rows:
+                for measure, own in pairs_on_stay(subject, stack, row, self._stays.grid, k=k, seed=seed).items():
+                    totals[measure] = totals.get(measure, 0) + own.astype(np.float64)
+            rows += decomposition_rows(subject, {name: total / len(self._rows) for name, total in totals.items()}, k=k)
+        return rows
+
+    def _learned_masks(self, loss: Float64[np.ndarray, "V"]) -> list[dict[str, Any]]:
+        """How far the masks learned for the best variants agree, and how far their attention does."""
+        if "learned_mask" in self._settings.without:
+            return []
+        subject, settings = self._first, self._settings
+        places = np.sort(np.argsort(loss, kind="stable")[: settings.mask_variants])
+        rows = sorted(self._rows[: settings.mask_stays])
+        stack = chosen_of(subject.stack(), places)
+        x = subject.cohort.x[rows].to(subject.device)
+        masks = extremal_masks(subject.model, subject.cohort.task.kind, stack, x, seed=settings.seed)
+        entries = []
+        for place, row in enumerate(rows):
+            attention = self._stays.maps_of(stack, row, ["attention"])["attention"]
+            for name, maps, grid in (
+                ("learned_mask", masks[:, place], self._stays.full),
+                ("attention", attention, self._stays.grid),
+            ):
+                ks = self._stays.question(name).counts(grid.cells)
+                ranking = rank_cells(maps.reshape(len(maps), -1), most=ks[-1], seed=settings.seed)
+                good = ~ranking.constant & np.isfinite(ranking.rank).all(axis=1)
+                if good.sum() < 2:
+                    continue
+                step = np.repeat(np.arange(grid.steps), grid.features)
+                own = ranking.variants(good)
+                measures = [*(Overlap(own.top[:, :k], step) for k in ks), Spearman(own.rank, step)]
+                for k, measure in zip([*ks, None], measures, strict=True):
+                    named = {"sample": subject.cohort.samples[row], "attribution": name, "k": k}
+                    named |= {"measure": "spearman" if k is None else "overlap", "variants": int(good.sum())}
+                    numbers = {"value": float(measure.per_variant().mean()), "chance": measure.chance}
+                    entries.append({**named, **numbers, "permuted": measure.permuted})
+        return entries
+
+    def description(self) -> dict[str, Any]:
+        """What analysis.json says: settings, versions, command, and what a reader of the tables must know."""
+        subject, stays, cohort = self._first, self._stays, self._first.cohort
+        manifest, spec = subject.run.manifest, subject.run.spec
+        features = cohort.features.select("feature", "unit", "group").to_dicts()
+        return {
+            "run": subject.name,
+            "variants": len(subject.variants),
+            "failed": len(subject.run.variants) - len(subject.variants),
+            "task": cohort.task.name,
+            "kind": cohort.task.kind,
+            "classes": list(cohort.task.classes),
+            "form": subject.form,
+            "axes": list(subject.axes),
+            "steps": int(cohort.x.shape[1]),
+            "features": features if stays.grid is stays.full else features[:0],
+            "minutes_per_step": cohort.info.minutes_per_step,
+            "k": stays.ks,
+            "k_shares": [k / stays.grid.cells for k in stays.ks],
+            "map_k": stays.map_k,
+            "tolerance": self._settings.tolerance,
+            "window_steps": stays.grid.window,
+            "seed": self._settings.seed,
+            "samples": self._settings.samples,
+            "stays": len(self._rows),
+            "resamples": RESAMPLES,
+            "versions": versions(subject.device),
+            "command": sys.argv,
+            "train_command": manifest["command"],
+            "select_on": spec.train.select_on,
+            "cohort_source": cohort.info.source,
+            "licence": cohort.info.licence,
+            "design": spec.variants.design,
+            "prevalence": self._prevalence,
+            "threshold": self._threshold,
+            "bayes_auroc": None if self._truth is None else self._truth.bayes_auroc,
+            "saved": [sample for sample in subject.run.saved_samples if sample in cohort.samples],
+            "settings": dataclasses.asdict(self._settings),
+            "runs": [other.name for other in self._subjects],
+            "notes": self._notes(),
+        }
+
+    def _notes(self) -> list[str]:
+        """What was left out, and what to keep in mind, a sentence each."""
+        subject, settings = self._first, self._settings
+        notes = [f"Left out (--without): {what}." for what in settings.without]
+        failed = len(subject.run.variants) - len(subject.variants)
+        if failed:
+            notes.append(f"{failed} variants diverged in training and are left out.")
+        if subject.run.spec.train.select_on == "test":
+            notes.append("The kept epochs were chosen on the test split: its scores are too good.")
+        if subject.is_crossed:
+            notes.append(
+                "The design is crossed: some pairs of variants share a seed and agree for that reason; the "
+                "decomposition tells these apart, and no interval over variants is given."
+            )
+        if not self._stays.collected.pairs:
+            notes.append(
+                "The attention of some variants is the same everywhere: it has no ranking, so nothing is compared."
+            )
+        if len({int(subject.cohort.patient[row]) for row in self._rows}) < 2:
+            notes.append("All stays are of one patient: there is no interval over stays.")
+        splits = sorted({str(subject.cohort.split[row]) for row in self._rows})
+        if splits != ["test"]:
+            notes.append(f"The stays are of the splits {', '.join(splits)}: what was trained on them may look surer.")
+        return notes
+
+
+def _mean_with_others(pairs: Float64[np.ndarray, "V V"] | None) -> Float64[np.ndarray, "V"] | None:
+    return None if pairs is None else (pairs.sum(axis=1) - np.diag(pairs)) / (len(pairs) - 1)
