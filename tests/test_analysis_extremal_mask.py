@@ -103,9 +103,7 @@ def test_a_value_below_the_price_of_keeping_it_is_left_to_the_network():
     weight, x = window_of(4, 2, shape, value=2), made_stays(3, *shape)
     x[:, weight > 0] = 0.5
     of = (ReadsCells(weight), "binary", stack_modules([ReadsCells(weight)], 1), x)
-    cheap, dear = (
-        extremal_masks(*of, sparsity=price, **FAST | {"steps": 70})[0][:, weight > 0] for price in (0.1, 2.0)
-    )
+    cheap, dear = (extremal_masks(*of, sparsity=price, **FAST)[0][:, weight > 0] for price in (0.1, 5.0))
     assert cheap.min() > 0.9
     assert (dear == 0).all()
 
@@ -160,13 +158,13 @@ def plain_mask(model, kind, x, *, steps, lr, sparsity, hidden, seed):
 
 @pytest.mark.parametrize(
     ("kind", "outputs", "dtype", "tolerance"),
-    # The target and what is returned are float32 (seen: 2e-7); in float32 rounding grows with the steps (seen: 8e-7).
+    # The target and what is returned are float32 (seen: 3e-7); in float32 rounding grows with the steps (seen: 1e-6).
     [("binary", 1, torch.float64, 1e-6), ("multiclass", 3, torch.float64, 1e-6), ("binary", 1, torch.float32, 1e-5)],
 )
 def test_masks_are_those_of_a_plain_loop_over_pairs(kind, outputs, dtype, tolerance):
     model, stack = made_stack(2, 7, 5, outputs, dtype=dtype)
     x = made_stays(3, 7, 5, dtype=dtype)
-    options = {"steps": 20, "lr": 0.03, "sparsity": 0.05, "hidden": 4, "seed": 3}
+    options = {"steps": 25, "lr": 0.06, "sparsity": 0.05, "hidden": 4, "seed": 3}
     masks = extremal_masks(model, kind, stack, x, **options)
     assert 0.1 < np.mean(masks > 0) < 0.9  # the cells have parted
     for v in range(2):

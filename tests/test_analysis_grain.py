@@ -12,7 +12,7 @@ def draw(V, T, F, seed=0):
 
 
 @pytest.mark.parametrize(("T", "window"), [(12, 4), (10, 4), (7, 1), (5, 9), (1, 1)])
-def test_parts_are_sums_of_their_cells(T, window):
+def test_parts_are_sums_of_their_cells_or_means_of_such_sums(T, window):
     grid, maps = Grid(T, 5, np.array([1, 0, 1, 2, 0]), window=window), draw(3, T, 5)
     wide = maps.astype(np.float64)
     windows = [range(first, min(first + window, T)) for first in range(0, T, window)]
@@ -20,7 +20,7 @@ def test_parts_are_sums_of_their_cells(T, window):
         "cell": [[wide[v, t, f] for t in range(T) for f in range(5)] for v in range(3)],
         "feature": [[sum(wide[v, t, f] for t in range(T)) for f in range(5)] for v in range(3)],
         "window": [[sum(wide[v, t].sum() for t in own) / len(own) for own in windows] for v in range(3)],
-        "group": [[sum(wide[v, :, f].sum() for f in own) for own in ([1, 4], [0, 2], [3])] for v in range(3)],
+        "group": [[np.mean([wide[v, :, f].sum() for f in own]) for own in ([1, 4], [0, 2], [3])] for v in range(3)],
     }
     want["near"] = want["cell"]
     assert grid.windows == len(windows)
@@ -32,12 +32,12 @@ def test_parts_are_sums_of_their_cells(T, window):
 
 
 def test_parts_by_hand():
-    """A stay of 3 steps x 2 features; windows of 2 steps, so the last has one, and counts for no less."""
+    """A stay of 3 steps x 2 features; windows of 2 steps, so the last has one, and counts for no less; one group."""
     grid = Grid(3, 2, np.array([0, 0]), window=2)
     maps = np.array([[[1, 2], [3, 4], [5, 6]]], np.float32)
     assert grid.summed(maps, "feature").tolist() == [[9, 12]]
     assert grid.summed(maps, "window").tolist() == [[(1 + 2 + 3 + 4) / 2, 11]]
-    assert grid.summed(maps, "group").tolist() == [[21]]
+    assert grid.summed(maps, "group").tolist() == [[21 / 2]]
 
 
 def test_sums_are_those_of_float64():

@@ -1,5 +1,6 @@
 """Agreement on one stay: every row against loops from the definitions, references, and maps without a ranking."""
 
+import itertools
 import math
 
 import numpy as np
@@ -59,7 +60,7 @@ def parts_of(maps, grain, cells, measured, by_size):
         elif grain == "window":
             kept = {w: one[w : w + WINDOW].mean(axis=0).sum() for w in range(0, T, WINDOW)}
         else:
-            kept = {g: one[:, g == GROUPS].sum() for g in (0, 1)}
+            kept = {g: one[:, g == GROUPS].sum(axis=0).mean() for g in (0, 1)}
         every.append({part: abs(weight) if by_size else weight for part, weight in kept.items()})
     return every
 
@@ -102,17 +103,21 @@ def mean_of(function, ours, theirs):
 def test_every_number_is_what_loops_over_pairs_say(over, by_size):
     views, axis = draw(over), "step" if over == "step" else "feature"
     found, measured = ask(views, over=axis, by_size=by_size)
-    without_ranking = {"feature": {"window"}, "step": {"feature"}, "signed": set()}[over]
+    without_ranking = {"feature": {"window"}, "step": {"feature", "group"}, "signed": set()}[over]
     seen = set()
     for (grain, cells, measure, k), entry in values_of(found).items():
         row = entry.row
         seen.add((grain, cells, measure))
         if measure == "divergence":
-            trained, _, initial = (rows_of(maps, grain, cells, measured, axis) for maps in views)
-            value = jensen_shannon(trained)
+            trained, partner, initial = (rows_of(maps, grain, cells, measured, axis) for maps in views)
+            # Half of the variants are taken from here and the others from there; which, the seed says.
+            halves = [np.isin(range(V), chosen)[:, None, None] for chosen in itertools.combinations(range(V), V // 2)]
+            value, there = jensen_shannon(trained), jensen_shannon(partner)
+            mixtures = [2 * jensen_shannon(np.where(half, trained, partner)) - (value + there) / 2 for half in halves]
+            assert min(abs(mixture - row["cross_patient"]) for mixture in mixtures) < 1e-6
             assert row["initialisation"] == pytest.approx(jensen_shannon(initial), abs=1e-6)
             own = np.mean([jensen_shannon(both) for both in zip(trained, initial, strict=True)])
-            assert row["own_initialisation"] == pytest.approx(own, abs=1e-6)
+            assert row["own_initialisation"] == pytest.approx(own * (1 - 1 / V) / (1 - 1 / 2), abs=1e-6)
             without = [jensen_shannon(np.delete(trained, v, axis=0)) for v in range(V)]
             assert row["n"] == (measured.sum() if cells == "measured" else trained[0].size)
         elif grain in without_ranking:
@@ -200,7 +205,7 @@ def test_a_variant_with_a_constant_map_is_left_out_of_ranks_and_changes_nothing(
     kept = np.delete(np.arange(V), 2)
     want, got = values_of(ask(Views(*(maps[kept] for maps in views)))[0]), values_of(ask(with_constant)[0])
     for key, entry in got.items():
-        if key[2] == "divergence" or key[0] == "group":  # groups of different sizes differ in a constant map, too
+        if key[2] == "divergence":
             continue
         assert entry.row["variants"] == V - 1
         for name in ("value", "cross_patient", "own_initialisation", "initialisation", "chance"):
@@ -282,6 +287,26 @@ def test_the_permuted_divergence_of_few_is_put_at_the_number_of_all(monkeypatch)
     monkeypatch.setattr(on_stay, "_DRAWN", 10)
     assert permuted() == pytest.approx(want, rel=0.04)
     assert permuted() * 0.9 / 0.9875 != pytest.approx(want, rel=0.04)
+
+
+def test_a_group_of_most_features_does_not_lead_by_its_size():
+    """The mean of 7 features of 8 is as often above the other one as below: unrelated variants agree by 1/2."""
+    views = Views(*softmax(np.random.default_rng(6).normal(size=(3, 150, 12, 8)), -1))
+    grid = Grid(12, 8, np.array([0, 1, 1, 1, 1, 1, 1, 1]))
+    row = values_of(ask(views, grid=grid)[0])["group", "all", "overlap", 1].row
+    for name in ("value", "permuted", "chance"):
+        assert row[name] == pytest.approx(0.5, abs=0.05)
+
+
+def test_divergence_from_another_patient_is_that_of_pairs_there():
+    """Variants that scatter little around one map here and another map there: the mixture of halves is put right."""
+    rng = np.random.default_rng(3)
+    here, there = rng.normal(size=(2, 1, 6, 8)) * 0.3
+    views = Views(*(softmax(base + 0.05 * rng.normal(size=(60, 6, 8)), -1) for base in (here, there, here)))
+    row = values_of(ask(views, grid=Grid(6, 8))[0])["cell", "all", "divergence", None].row
+    rows = [rows_of(maps, "cell", "all", None, "feature") for maps in views[:2]]
+    pairs = [jensen_shannon(np.stack([rows[0][u], rows[1][v]])) for u in range(0, 60, 7) for v in range(1, 60, 7)]
+    assert row["cross_patient"] == pytest.approx(2 * (1 - 1 / 60) * np.mean(pairs), rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_one_other_draws():

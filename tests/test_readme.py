@@ -1,21 +1,17 @@
 """The README is true: its commands and programs run, in its order, with fewer variants than it asks for."""
 
-import os
 import re
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from documents import blocks_of, carry_out, read, run
 
 from benchmarks import table
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(sh|python|toml)\n(.*?)```", README, flags=re.DOTALL)
+README = read("README.md")
+BLOCKS = blocks_of(README)
 
 
 def shrink(command: str) -> str:
@@ -41,30 +37,13 @@ def folder(shared_data, tmp_path_factory):
     return folder
 
 
-def run(folder: Path, command: str) -> str:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_every_command_and_program_of_the_readme_runs(folder):
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "toml"}
-    for kind, text in BLOCKS:
-        if kind == "toml":
-            (folder / re.search(r"# (\S+\.toml)", text).group(1)).write_text(text)
-        elif named := re.match(r"# (\S+\.py)\n", text):
-            (folder / named.group(1)).write_text(text)
-        elif kind == "python":
-            (folder / "program.py").write_text(text)
-            assert run(folder, f"{sys.executable} program.py").strip()
-        else:
-            for command in text.splitlines():
-                run(folder, shrink(command))
+    carry_out(BLOCKS, folder, shrink)
 
 
 def test_the_first_screen_names_the_two_commands_and_the_makefile_has_them():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = read("Makefile")
     for command in ("demo", "test", "lint"):
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE)
     first_screen = "\n".join(README.splitlines()[:25])

@@ -67,7 +67,8 @@ class Grid:
             case "group":
                 assert self.groups is not None
                 of_feature = weights.sum(axis=1, dtype=np.float64)
-                parts = np.stack([of_feature[:, self.groups == g].sum(axis=1) for g in range(self.groups.max() + 1)], 1)
+                sizes = range(self.groups.max() + 1)  # a large group is not the most attended
+                parts = np.stack([of_feature[:, self.groups == g].mean(axis=1) for g in sizes], axis=1)
             case _:
                 return weights.reshape(len(weights), -1)
         return parts.astype(np.float32)

@@ -181,32 +181,37 @@ def _divergence(
 ) -> Found:
     """Divergence and its references.
 
-    Chance is each variant's own entries in an order drawn for it. The reference of another patient is a mixture of half
-    the variants here and the other half there. The permuted one is of few variants, and put at V of them.
+    Chance is each variant's own entries in an order drawn for it. Divergence is of a whole mixture, not a mean over
+    pairs, so two references are put on its scale as if it added like squared distances, which it does where maps are
+    not far apart. Another patient: of a mixture m of half the variants here and half there, half of the pairs are on
+    one stay, so twice m less the mean of both stays' own. A mixture of few variants (of two: its own beginning) is
+    closer to them than one of V: times ``(1 - 1/V) / (1 - 1/few)``.
     """
     masked = views if measured is None else Views(*(np.where(measured, maps, np.float32(0)) for maps in views))
     trained, partner, initial = (question.rows(maps, grain) for maps in masked)
     allowed = None if measured is None else question.rows(measured[None].astype(np.float32), grain)[0] > 0
     own, V = divergence(trained), len(trained)
     half = np.random.default_rng(question.seed).permutation(V) < V // 2
+    there = divergence(partner, leave_out=False).value
+    mixed = divergence(np.concatenate([trained[half], partner[~half]]), leave_out=False).value
     chance = divergence(shuffled(trained, allowed, seed=question.seed), leave_out=False).value
     permuted = chance
     if grain != "cell" or question.softmax_over != "feature":
-        few = drawn if measured is None else np.where(measured, drawn, np.float32(0))
+        few = drawn if measured is None else permuted_within_steps(masked.trained, measured, seed=question.seed)
         permuted = divergence(question.rows(few, grain), leave_out=False).value * (1 - 1 / V) / (1 - 1 / len(few))
     row = {
         "grain": grain,
         "cells": "all" if measured is None else "measured",
         "measure": "divergence",
         "k": None,
-        "n": allowed.sum() if allowed is not None else trained.shape[1] * trained.shape[2],
+        "n": trained.shape[1] * trained.shape[2] if allowed is None else int(allowed.sum()),
         "variants": V,
         "value": own.value,
         "chance": chance,
         "permuted": permuted,
-        "cross_patient": divergence(np.concatenate([trained[half], partner[~half]]), leave_out=False).value,
+        "cross_patient": 2 * mixed - (own.value + there) / 2,
         "initialisation": divergence(initial, leave_out=False).value,
-        "own_initialisation": own_divergence(trained, initial),
+        "own_initialisation": own_divergence(trained, initial) * 2 * (1 - 1 / V),
     }
     return Found({name: None if value != value else value for name, value in row.items()}, own.without_each)
 
@@ -219,7 +224,7 @@ def shuffled(
     The order is the same in all rows of a variant, so for each row it is uniform, and for pairs of variants
     independent: means over rows are those of orders drawn for every row, at a hundredth of the cost.
     """
-    generator, result = np.random.default_rng((seed, 1)), weights.copy()
+    generator, result = np.random.default_rng((seed, 2)), weights.copy()
     for ours, out in zip(weights, result, strict=True):
         order = generator.permutation(weights.shape[2])
         if allowed is None:
@@ -229,6 +234,19 @@ def shuffled(
     return result
 
 
-def permuted_within_steps(maps: Maps, *, seed: int) -> Float32[np.ndarray, "_ T F"]:
-    """Each variant's features permuted within each step, by a permutation for every step; of 128 variants at most."""
-    return np.random.default_rng((seed, 2)).permuted(maps[:_DRAWN], axis=2)
+def permuted_within_steps(
+    maps: Maps, allowed: Bool[np.ndarray, "T F"] | None = None, *, seed: int
+) -> Float32[np.ndarray, "_ T F"]:
+    """Each variant's features permuted within each step, by a permutation for every step; of 128 variants at most.
+
+    Only those at allowed places move.
+    """
+    generator, few = np.random.default_rng((seed, 3)), maps[:_DRAWN]
+    if allowed is None:
+        return generator.permuted(few, axis=2)
+    keys = generator.random(few.shape, dtype=np.float32) + np.where(allowed, np.float32(0), np.float32(2))
+    places = np.broadcast_to(np.argsort(~allowed, axis=1, kind="stable"), few.shape)  # the allowed ones first
+    drawn = np.where(np.take_along_axis(~allowed[None], places[:1], axis=2), places, np.argsort(keys, axis=2))
+    result = np.empty_like(few)
+    np.put_along_axis(result, places, np.take_along_axis(few, drawn, axis=2), axis=2)
+    return result

@@ -44,6 +44,8 @@ class Ranking(NamedTuple):
 def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0) -> Ranking:
     """Order the cells of every variant.
 
+    Weights below 1.2e-38 count as 0, as the threads that work here flush denormal numbers.
+
     Args:
         weights: Of any sign; the largest value comes first.
         most: K, length of `top`, 1 to n.
@@ -86,7 +88,7 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
             starts = np.flatnonzero(np.concatenate(([True], ~tied[row])))
             ends = np.append(starts[1:], n)
             rank[at, order[row]] = np.repeat((starts + ends + 1) / 2, ends - starts)
-            shuffle = np.random.default_rng((seed, at)).permutation(n)
+            shuffle = np.random.default_rng((seed, 1, at)).permutation(n)
             top[at] = shuffle[_sorted_places(some[row, shuffle])[:most]]
 
     over_variants(work, -(-V // size))

@@ -49,7 +49,7 @@ def compare(
 
     Args:
         y: Labels of the stays.
-        probabilities: Of each run on these stays, [V, N] or [V, N, C]; V may differ (so it has no name here). Variants with a NaN (failed) are
+        probabilities: Of each run on these stays, [V, N] or [V, N, C]; V may differ. Variants with a NaN (failed) are
             left out.
         names: Metrics, keys of `metrics.METRICS`.
         clusters: The patient of each stay, or None.

@@ -18,6 +18,7 @@ from vmapens.analysis.attribution import attributions, importance
 from vmapens.analysis.drop import Survival, by_chance, held_by_share, survivors
 from vmapens.analysis.faithfulness import Changes, faithfulness, permuted_attention
 from vmapens.analysis.grain import WINDOWS, Grid, counts_of, group_numbers
+from vmapens.analysis.interval import jackknife_error
 from vmapens.analysis.on_stay import Question, Views, agreement_on_stay
 from vmapens.analysis.ranking import Ranking, mean_rank_shares, powers_up_to, rank_moments
 from vmapens.analysis.settings import Settings
@@ -85,6 +86,7 @@ class StayStudy:
         has_features = "feature" in subject.axes
         self.grid = self.full if has_features else Grid(T, 1, None, window, settings.tolerance)
         self.ks = counts_of(settings.top_k, self.grid.cells)
+        counts_of(settings.top_k, self.full.cells)  # what the other attributions are asked
         self.survival = Survival(len(subject.variants))
         self.collected = Collected()
 
@@ -93,13 +95,12 @@ class StayStudy:
         """The k of figures that show one."""
         return self.ks[len(self.ks) // 2]
 
-    def question(self, name: str) -> Question:
-        """What is asked about an attribution."""
+    def question(self, name: str, row: int) -> Question:
+        """What is asked about an attribution of a stay; each stay has draws of its own, whose noise evens out."""
         own = name == "attention"
         over = "step" if own and (self.subject.form.endswith("time") or self.grid.features == 1) else "feature"
-        return Question(
-            self.grid if own else self.full, self.settings.top_k, over, name in _GRADIENTS, self.settings.seed
-        )
+        grid, seed = self.grid if own else self.full, _seed(self.settings.seed, row)
+        return Question(grid, self.settings.top_k, over, name in _GRADIENTS, seed)
 
     def look(self, rows: list[int]) -> Iterator[int]:
         """Look at stays, each against the next one of another patient; yield each when it is done."""
@@ -129,11 +130,12 @@ class StayStudy:
         sample = self.subject.cohort.samples[row]
         observed: np.ndarray = self.subject.cohort.observed[row].numpy()
         for name, maps in own.items():
-            question = self.question(name)
+            question = self.question(name, row)
             measured = observed if question.grid is self.full else np.any(observed, axis=1, keepdims=True)
             found, ranking = agreement_on_stay(Views(maps, other[name], initial[name]), question, measured)
             for entry in found:
-                self.collected.rows["agreement"].append({"sample": sample, "attribution": name, **entry.row})
+                numbers = {"se": jackknife_error(entry.without_each), **entry.row}
+                self.collected.rows["agreement"].append({"sample": sample, "attribution": name, **numbers})
                 self._add_without(name, entry.row, entry.without_each)
             for k in question.counts(question.grid.cells):
                 share = measured.reshape(-1)[ranking.top[:, :k]].mean()

@@ -269,9 +269,11 @@ class Study:
                 ("learned_mask", masks[:, place], self._stays.full),
                 ("attention", attention, self._stays.grid),
             ):
-                ks = self._stays.question(name).counts(grid.cells)
-                ranking = rank_cells(maps.reshape(len(maps), -1), most=ks[-1], seed=settings.seed)
-                good = ~ranking.constant & np.isfinite(ranking.rank).all(axis=1)
+                question = self._stays.question(name, row)
+                weights = maps[np.isfinite(maps).all(axis=(1, 2))].reshape(-1, grid.cells)  # no mask was learned
+                ks = question.counts(grid.cells)
+                ranking = rank_cells(weights, most=ks[-1], seed=question.seed)
+                good = ~ranking.constant
                 if good.sum() < 2:
                     continue
                 step = np.repeat(np.arange(grid.steps), grid.features)

@@ -159,10 +159,10 @@ def maps(tables: Tables, settings: Settings) -> Figure | None:
     for panel, (row, values) in zip(panels, shown, strict=True):
         image = _show(panel, values, settings, cmap="viridis", norm=scale)
         steps, features = top_cells(values, int(settings["map_k"]))
+        size, edge = (5.5, 1.3) if len(steps) <= _SQUARES else (0.8, 0.8)
         panel.plot(
-            (steps + 0.5) * hour, features, "s", markersize=5.5 if len(steps) <= _SQUARES else 0.8,
-            markerfacecolor="none", markeredgecolor=canvas.VERMILLION, markeredgewidth=1.3 if len(steps) <= _SQUARES else 0.8,
-            rasterized=len(steps) > _SQUARES,
+            (steps + 0.5) * hour, features, "s", markersize=size, markeredgewidth=edge,
+            markerfacecolor="none", markeredgecolor=canvas.VERMILLION, rasterized=len(steps) > _SQUARES,
         )  # fmt: skip
         panel.label_outer()
         loss = "" if row["valid_loss"] is None else f" (loss {row['valid_loss']:.4g})"

@@ -87,8 +87,10 @@ def _how_consistent(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
     low, high = first(share, "low"), first(share, "high")
     ends = "" if low is None or high is None else f" [{decimals(100 * low, 0)}, {decimals(100 * high, 0)}]"
     if _holds_zero(share):
-        return text + f"what is about the patient, {100 * part:.0f}{ends} % of it, cannot be told from nothing."
-    return text + f"{100 * part:.0f}{ends} % of what is beyond chance is about the patient."
+        return (
+            text + f"what is about the patient, {decimals(100 * part, 0)}{ends} % of it, cannot be told from nothing."
+        )
+    return text + f"{decimals(100 * part, 0)}{ends} % of what is beyond chance is about the patient."
 
 
 def _does_it_matter(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
