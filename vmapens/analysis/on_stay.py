@@ -161,7 +161,7 @@ def _ranked(
             row |= {"value": float(per_variant.mean()), "chance": own.chance, "permuted": own.permuted}
             without[:] = row["value"]
             without[good] = mean_pairs_without_each(per_variant, row["value"])
-        if drawn:
+        if trained and drawn:
             row["permuted"] = float(drawn[place].per_variant().mean())
         if trained and partner:
             row["cross_patient"] = trained[place].across(partner[place])
