@@ -17,6 +17,7 @@ _MODULES = {
     "attention_write": "attention_write",
     "attention_read": "attention_read",
     "arrangements": "arrangements",
+    "analysis": "analysis",
 }
 
 

@@ -77,6 +77,30 @@ def training_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def analysis_table() -> str:
+    """What analysing costs, as Markdown: as ratios where arms are compared, else in CPU seconds of one stay.
+
+    The newest line of each size counts. GPU projections are no measurements, and are left out.
+    """
+    newest = {line["size"]: line for line in lines_of("analysis")}
+    small, paper = newest.get("small"), newest.get("paper")
+    ratios = {"(b) careful script": "b", "(c) notebooks' way": "c"}
+    rows = [["measured", "size", "variants", "result"], ["---"] * 4]
+    for name, letter in ratios.items():
+        what = f"{name}, times as long as this project"
+        rows.append([what, *_size(small, ("48 x 37", "200")), _ratio(small, letter)])
+    for name, key in (("all that is asked of the attention", "all_grains"), ("the grain of cells alone", "cells")):
+        result = _NOT_MEASURED if paper is None else f"{paper[key][0]['cpu_s']:.1f} s"
+        rows.append([f"CPU time of one stay: {name}", *_size(paper, ("288 x 231", "1000")), result])
+    peak = _NOT_MEASURED if paper is None else f"{paper['peak_mib'] / 1024:.1f} GiB"
+    rows.append(["peak memory of that", *_size(paper, ("288 x 231", "1000")), peak])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _size(line: dict[str, Any] | None, planned: tuple[str, str]) -> tuple[str, str]:
+    return planned if line is None else (f"{line['steps']} x {line['features']}", str(line["variants"]))
+
+
 def _ratio(line: dict[str, Any] | None, letter: str) -> str:
     found = None if line is None else line["ratios"].get(letter)
     return _NOT_MEASURED if found is None else _spread(found)
@@ -88,4 +112,4 @@ def _spread(found: dict[str, float]) -> str:
 
 def main() -> None:
     """Print all tables."""
-    sys.stdout.write(f"{training_table()}\n\n{variants_table()}\n\n{splits_table()}\n")
+    sys.stdout.write(f"{training_table()}\n\n{analysis_table()}\n\n{variants_table()}\n\n{splits_table()}\n")

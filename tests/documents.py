@@ -49,6 +49,6 @@ def carry_out(blocks: Blocks, folder: Path, shrink: Callable[[str], str]) -> lis
             assert said[-1].strip(), text
         else:
             assert kind == "sh", f"settings without a name:\n{text}"
-            for command in text.splitlines():
+            for command in text.replace("\\\n", "").splitlines():
                 run(folder, shrink(command))
     return said

@@ -14,7 +14,7 @@ import torch
 from small_cohort import write_small
 
 from benchmarks import __main__ as command
-from benchmarks import arms, epoch, gate, harness, process, table, train_step, train_to_end
+from benchmarks import analysis, arms, epoch, gate, harness, notebook_analysis, process, table, train_step, train_to_end
 from benchmarks.arms import ensemble, sequential, time_loop
 from benchmarks.experiment import Experiment
 from benchmarks.problem import SIZES, Problem, Size
@@ -263,3 +263,128 @@ def test_the_table_takes_the_newest_line_and_says_what_was_not_measured(tmp_path
 def test_the_arm_of_this_project_takes_the_width_of_training():
     assert ensemble.Ensemble(Problem(TINY, 40)).width == 40
     assert ensemble.Ensemble(Problem(TINY, 300)).width == 256  # a block
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Three variants as a run and as checkpoints, and two stays."""
+    folder = tmp_path_factory.mktemp("analysis")
+    return analysis.make_work(folder, variants=3, stays=2, steps=6, features=5, hidden=2)
+
+
+def found_by(letter, work):
+    return analysis.ARMS[letter](work).look(range(len(work.x)))
+
+
+@pytest.mark.parametrize("letter", ["a", "b"])
+def test_an_analysis_finds_what_the_notebooks_way_finds(letter, work):
+    reference = found_by("c", work)
+    apart, left_out = analysis.check(letter, found_by(letter, work), work, reference)
+    assert apart.keys() == {"drop", "rank mean", "rank SD"}
+    assert left_out == {"cells": 0, "drops": 0}
+    assert work.ks == [1, 4]
+    for stay in reference:
+        assert stay.drop[:, 0].tolist() == work.ks  # of one variant all its own
+        assert stay.mean.mean() == pytest.approx(15.5)  # of the ranks 1 to 30
+        assert stay.sd.shape == (2, 30)  # after 2 and 3 variants
+        assert (stay.smallest == stay.sd.min(axis=1)).all()
+        assert (stay.largest == stay.sd.max(axis=1)).all()
+
+
+def test_the_notebooks_way_reads_every_checkpoint_for_every_k_and_for_the_ranks(work, monkeypatch):
+    read, load = [], torch.load
+    work.x  # noqa: B018 (read before)
+    monkeypatch.setattr(torch, "load", lambda path: read.append(path.stem) or load(path))
+    found_by("c", work)
+    assert sorted(read) == sorted(["0", "1", "2"] * 2 * (len(work.ks) + 1))
+    read.clear()
+    found_by("b", work)
+    assert read == ["0", "1", "2"]
+
+
+ANALYSIS_BREAKAGES = {
+    "drop": lambda found: found._replace(drop=found.drop + np.array([[0, 1, 0]])),
+    "rank mean": lambda found: found._replace(mean=found.mean * (1 + 2e-6)),
+    "rank SD": lambda found: found._replace(sd=found.sd + 2e-6 * np.maximum(found.sd, 1)),
+}
+
+
+@pytest.mark.parametrize("what", ANALYSIS_BREAKAGES)
+def test_a_broken_analysis_is_caught_and_no_ratio_is_given(what, work, monkeypatch):
+    right = analysis.Product.look
+    wrong = ANALYSIS_BREAKAGES[what]
+    monkeypatch.setattr(analysis.Product, "look", lambda self, stays: [wrong(found) for found in right(self, stays)])
+    monkeypatch.setattr(analysis, "peak_mib", lambda *_: 1.0)
+    with pytest.raises(gate.GateError, match=rf"arm \(a\) differs from the reference: {what}"):
+        analysis.compare(work, repeats=1, stays_timed=1)
+
+
+def test_ties_are_left_out_of_the_comparison_and_counted(work, monkeypatch):
+    def rounded(self, stay, variants):
+        for weights in attention(self, stay, variants):
+            yield np.round(weights, 1)
+
+    attention = notebook_analysis.Notebook.attention
+    reference = found_by("c", work)
+    broken = [found._replace(mean=found.mean + 1) for found in reference]
+    monkeypatch.setattr(notebook_analysis.Notebook, "attention", rounded)
+    assert analysis.check("a", broken, work, reference)[1] == {"cells": 1, "drops": 1}
+
+
+def test_an_analysis_gives_one_complete_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(analysis.SIZES, "small", (6, 5, 2))
+    monkeypatch.setattr(analysis, "thread_counts", lambda: [1])
+    monkeypatch.setattr(analysis, "peak_mib", lambda *_: 1.0)
+    out = tmp_path / "analysis.jsonl"
+    options = ["--variants", "3", "--stays", "2", "--stays-timed", "1", "--repeats", "2", "--out", str(out)]
+    assert command.main(["run", "analysis", *options, "--commit", "abc"]) == 0
+    text = capsys.readouterr().out
+    assert out.read_text() == text
+    line = json.loads(text)
+    assert line.keys() >= {"benchmark", "unit", "k", "cores", "load_before", "versions", "ties_left_out"}
+    assert (line["size"], line["variants"], line["stays"], line["commit"]) == ("small", 3, 2, "abc")
+    assert line["gate"]["c"] == "reference"
+    assert line["gate"].keys() == line["arms"].keys() == {"a", "b", "c"}
+    assert line["ratios"].keys() == {"b", "c"}
+    assert {letter: arm["stays_timed"] for letter, arm in line["arms"].items()} == {"a": 2, "b": 2, "c": 1}
+
+
+def test_the_cost_of_a_stay_is_said_with_its_parts_and_a_projection_that_is_called_one(monkeypatch, tmp_path):
+    analysis.make_run(tmp_path, variants=3, steps=24, features=5, hidden=1, samples=20)
+    line = json.loads(json.dumps(analysis.cost(tmp_path)))
+    for name in ("all_grains", "cells"):
+        assert [timing.keys() for timing in line[name]] == [{"cpu_s", "wall_s"}] * 2
+        assert line[f"{name}_parts"].keys() == {"attention", "agreement", "ranking", "divergence"}
+    assert line["k"] == [1, 2, 18]
+    assert line["gpu_projection"]["what"] == "a projection, not a measurement"
+    assert line["gpu_projection"]["as_built_s"] >= 0
+
+
+def test_a_projection_by_hand():
+    """Of 1000 variants at the paper's size: attention is three products of 288 x 231 with 231 x 231 a variant."""
+    found = analysis.projection(1000, 288, 231, [100, 998, 9979], rest_s=10)
+    attention = found["parts"]["attention"]
+    assert attention["gigaflops"] == pytest.approx(3 * 1000 * 2 * 288 * 231 * 231 / 1e9, abs=0.1)
+    assert attention["ms"] == pytest.approx(1000 * 92.2e9 / 60e12, abs=0.01)  # more than its bytes take
+    assert found["copy_ms"] == pytest.approx(1000 * 3 * 266.1e6 / 25e9, abs=0.1)
+    assert found["as_built_s"] == pytest.approx(10 + (attention["ms"] + found["copy_ms"]) / 1000, abs=0.01)
+    assert found["all_on_gpu_ms"] == pytest.approx(sum(part["ms"] for part in found["parts"].values()), abs=0.1)
+
+
+def test_the_table_of_the_analysis_takes_the_newest_lines_and_says_what_was_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    assert table.analysis_table().count("not measured yet") == 5
+    sizes = {"steps": 48, "features": 37}
+    lines = [made_line(200, {"b": 9.0, "c": 9.0}, **sizes), made_line(200, {"b": 2.0, "c": 150.0}, **sizes)]
+    lines.append({"size": "paper", "variants": 900, "steps": 288, "features": 231, "peak_mib": 4096})
+    lines[-1] |= {"all_grains": [{"cpu_s": 19.04}, {"cpu_s": 1.0}], "cells": [{"cpu_s": 9.96}, {"cpu_s": 1.0}]}
+    (tmp_path / "analysis.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = table.analysis_table()
+    for wanted in (
+        "| 48 x 37 | 200 | 150.00 (149.90 to 150.10) |",
+        "| 288 x 231 | 900 | 19.0 s |",
+        "| 10.0 s |",
+        "4.0 GiB",
+    ):
+        assert wanted in text
+    assert "9.00 (" not in text

@@ -1,10 +1,24 @@
 """The documents are true: their examples run on a small run, and what they list is what the code has."""
 
 import re
-from pathlib import Path
+from inspect import signature
 
 import pytest
-from documents import blocks_of, carry_out, read
+from documents import blocks_of, carry_out, read, run
+
+import vmapens
+from vmapens.analysis import rashomon
+from vmapens.analysis.attribution import PATH_POINTS
+from vmapens.analysis.extremal_mask import extremal_masks
+from vmapens.analysis.faithfulness import DIRECTIONS, FILLS, MASKS, SHARES, permuted_attention
+from vmapens.analysis.interval import RESAMPLES
+from vmapens.analysis.ranking import CONSTANT
+from vmapens.analysis.scores import compare
+from vmapens.analysis.settings import PARTS, Settings
+from vmapens.analysis.stay import HELD_SHARES
+from vmapens.analysis.tables import ATTRIBUTIONS, GRAINS, MEASURES, QUANTITIES, TABLES
+from vmapens.cohort.synthetic import make_synthetic
+from vmapens.spec import resolve
 
 DOCUMENTS = {name: read(f"docs/{name}.md") for name in ("attention", "analysis")}
 ANALYSIS = DOCUMENTS["analysis"]
@@ -21,17 +35,12 @@ def shrink(command: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Holds what the documents suppose: a cohort, and a run on it with an analysis."""
-    import vmapens  # late, or the types of what it imports would go unchecked
-    from vmapens.analysis.settings import Settings
-    from vmapens.cohort.synthetic import make_synthetic
-    from vmapens.spec import resolve
-
     folder = tmp_path_factory.mktemp("docs")
-    cohort, run = folder / "runs/demo-cohort", folder / "runs/demo"
+    cohort, out = folder / "runs/demo-cohort", folder / "runs/demo"
     make_synthetic(cohort, samples=200, steps=12, features=9, seed=1)
     spec = {"cohort": {"path": str(cohort), "task": "outcome"}, "model": {"hidden": 4}, "train": {"epochs": 2}}
-    vmapens.train(None, None, resolve({**spec, "variants": {"init_seeds": "0:20"}, "save_attention": "test:4"}), run)
-    vmapens.analyze(run, settings=Settings(samples="test:4", mask_variants=2, mask_stays=1))
+    vmapens.train(None, None, resolve({**spec, "variants": {"init_seeds": "0:20"}, "save_attention": "test:4"}), out)
+    run(folder, "vmapens analyze runs/demo --samples test:4 --without learned_mask")
     return folder
 
 
@@ -39,3 +48,47 @@ def folder(tmp_path_factory):
 def test_every_command_and_program_of_a_document_runs(name, folder):
     for said in carry_out(blocks_of(DOCUMENTS[name]), folder, shrink):
         assert not re.search(r"Empty DataFrame|\b0 rows|shape: \(0,", said), said
+
+
+def listed() -> dict[str, list[str]]:
+    """The columns of each table, as the last list of the analysis names them."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|", ANALYSIS.partition("## The tables")[2], flags=re.MULTILINE
+    )
+    return {name: re.findall(r"`(\w+)`", columns) for name, columns in rows}
+
+
+def test_every_table_and_every_column_of_an_analysis_is_listed():
+    assert listed() == {name: list(schema) for name, schema in TABLES.items()}
+
+
+@pytest.mark.parametrize("words", [ATTRIBUTIONS, GRAINS, MEASURES, QUANTITIES, MASKS, FILLS, DIRECTIONS, PARTS])
+def test_every_word_of_the_tables_is_explained(words):
+    text = ANALYSIS.partition("## The tables")[0]
+    known = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", text))))
+    assert known >= set(words)
+
+
+def test_the_numbers_are_those_of_the_code():
+    settings, learned = Settings(), signature(extremal_masks).parameters
+    shares = ",".join(f"{share:g}" for share in settings.top_k)
+    changed = ", ".join(f"{100 * share:g}" for share in SHARES)
+    in_sets = [f"{100 * share:.0f}" for share in rashomon.SHARES]
+    held = ", ".join(f"{100 * share:g}" for share in HELD_SHARES)
+    for sentence in (
+        f"(default `{settings.samples}`:",
+        f"`--tolerance` steps (default {settings.tolerance})",
+        f"(default `{shares}`)",
+        f"at {PATH_POINTS} midpoints",
+        f"The top q = {changed} % of the cells",
+        f"mean over {signature(permuted_attention).parameters['permutations'].default} permutations",
+        f"by {learned['steps'].default} steps of Adam for the {settings.mask_variants} variants",
+        f"on {settings.mask_stays} stays",
+        f"abs(x) < {learned['sparsity'].default}",
+        f"({', '.join(in_sets[:-1])} and {in_sets[-1]} % of them",
+        f"bootstrap-t, {RESAMPLES:,} samples",
+        f"expanded percentile, {signature(compare).parameters['resamples'].default:,} samples",
+        f"(all weights within {CONSTANT:.0e} of the largest)".replace("e-0", "e-"),
+        f"({held} %)",
+    ):
+        assert sentence in " ".join(ANALYSIS.split()), sentence

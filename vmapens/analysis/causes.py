@@ -88,10 +88,14 @@ def epochs_table(
     }
     for (which, epoch), name in {**weights, ("last", spec.epochs): "last"}.items():
         stack = subject.stack(name)
-        pairs = [pairs_on_stay(subject, stack, row, grid, k=k, seed=seed) for row in rows]
+        means = []
+        for row in rows:
+            pairs = pairs_on_stay(subject, stack, row, grid, k=k, seed=seed)
+            means.append({measure: mean_pair(of_pairs) for measure, of_pairs in pairs.items()})
         for measure in ("overlap", "spearman"):
-            if all(measure in of_stay for of_stay in pairs):
-                add(which, float(epoch), measure, np.array([mean_pair(of_stay[measure]) for of_stay in pairs]))
+            values = np.array([of_stay.get(measure, np.nan) for of_stay in means])
+            if not np.isnan(values).all():
+                add(which, float(epoch), measure, values)
     return table("epochs", found)
 
 

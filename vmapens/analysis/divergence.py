@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int
 
-_ROWS = 32  # variants at once, so that they stay in the cache
+_ROWS = 8  # variants at once, so that they stay in the cache
 _NO_ENTROPY = 1e-6  # of a mixture: all variants have all weight on one entry
 
 
@@ -42,15 +42,16 @@ def divergence(weights: Float32[np.ndarray, "V R n"], *, leave_out: bool = True)
     total = np.zeros(weights.shape[1:])
     entropy, there = np.zeros(weights.shape[:2]), np.zeros(weights.shape[:2], bool)
     for rows in _chunks(V):
-        p, entropy[rows], there[rows] = _distributions(weights[rows])
+        p, there[rows] = _distributions(weights[rows])
+        entropy[rows] = _entropy(p)
         total += p.sum(axis=0, dtype=np.float64)
     count, sum_entropy = there.sum(axis=0), entropy.sum(axis=0)
     value = float(_mean_over_rows(total, sum_entropy, count))
     without = np.full(V, np.nan)
     if leave_out and V > 2:
         for rows in _chunks(V):
-            p, own, here = _distributions(weights[rows])
-            without[rows] = _mean_over_rows(total - p, sum_entropy - own, count - here)
+            p, here = _distributions(weights[rows])
+            without[rows] = _mean_over_rows(total - p, sum_entropy - entropy[rows], count - here)
     return Divergence(value, without)
 
 
@@ -58,9 +59,9 @@ def own_divergence(weights: Float32[np.ndarray, "V R n"], others: Float32[np.nda
     """Mean over the variants of the divergence of each from the same variant of another set."""
     values = []
     for rows in _chunks(len(weights)):
-        (p, of_p, p_there), (q, of_q, q_there) = _distributions(weights[rows]), _distributions(others[rows])
+        (p, p_there), (q, q_there) = _distributions(weights[rows]), _distributions(others[rows])
         count = p_there.astype(np.int64) + q_there
-        values.append(_mean_over_rows(p + q, of_p + of_q, count))
+        values.append(_mean_over_rows(p + q, _entropy(p) + _entropy(q), count))
     every = np.concatenate(values)
     return float("nan") if np.isnan(every).all() else float(np.nanmean(every))
 
@@ -71,13 +72,13 @@ def _chunks(count: int) -> list[slice]:
 
 def _distributions(
     weights: Float32[np.ndarray, "V R n"],
-) -> tuple[Float32[np.ndarray, "V R n"], Float64[np.ndarray, "V R"], Bool[np.ndarray, "V R"]]:
-    """Each row over its sum, zeros where there is none; its entropy; and where there is one."""
-    sizes = np.abs(weights)
-    sums = sizes.sum(axis=-1, keepdims=True)
-    there = sums[..., 0] > 0
-    p = np.divide(sizes, sums, out=sizes, where=sums > 0)
-    return p, _entropy(p), there
+) -> tuple[Float32[np.ndarray, "V R n"], Bool[np.ndarray, "V R"]]:
+    """Each row over its sum, zeros where there is none; and where there is one."""
+    p = np.abs(weights)
+    sums = p.sum(axis=-1, keepdims=True)
+    there = sums > 0
+    p /= np.where(there, sums, np.float32(1))
+    return p, there[..., 0]
 
 
 def _entropy(p: Float[np.ndarray, "*V R n"]) -> Float64[np.ndarray, "*V R"]:
@@ -87,7 +88,8 @@ def _entropy(p: Float[np.ndarray, "*V R n"]) -> Float64[np.ndarray, "*V R"]:
     added back. A row of zeros has none.
     """
     sums = p.sum(axis=-1, dtype=np.float64)
-    logarithms = np.log(np.maximum(p, np.finfo(p.dtype).tiny))
+    logarithms = np.maximum(p, np.finfo(p.dtype).tiny)
+    np.log(logarithms, out=logarithms)
     logarithms *= p
     return sums - (sums > 0) - logarithms.sum(axis=-1, dtype=np.float64)
 
@@ -97,7 +99,9 @@ def _mean_over_rows(
 ) -> Float64[np.ndarray, "*V"]:
     """The divergence from the sum of the distributions, the sum of their entropies and their number."""
     enough, count = count > 1, np.maximum(count, 1)
-    mixture = _entropy((np.maximum(total, 0) / count[..., None]).astype(np.float32))
+    mean = np.maximum(total, 0)
+    mean /= count[..., None]
+    mixture = _entropy(mean.astype(np.float32, copy=False))
     defined = enough & (mixture > _NO_ENTROPY)
     share = np.divide(mixture - entropy / count, mixture, out=np.zeros_like(mixture), where=defined)
     rows = defined.sum(axis=-1)

@@ -62,7 +62,12 @@ def controls_table(subjects: list[Subject], *, seed: int) -> pl.DataFrame:
         for subject, own in zip(subjects, comparisons, strict=True):
             mean, difference = own.mean, own.difference if subject is not subjects[0] else Interval(*[np.nan] * 3)
             found_rows.append(
-                {"run": subject.name, "form": subject.form, "variants": len(subject.variants), "split": "test"}
+                {
+                    "run": subject.name,
+                    "form": subject.form + (", crossed" if subject.is_crossed else ""),
+                    "variants": len(subject.variants),
+                    "split": "test",
+                }
                 | {"metric": metric, "mean": mean.estimate, "sd": own.sd, "low": mean.low, "high": mean.high}
                 | {"difference": difference.estimate, "difference_low": difference.low}
                 | {"difference_high": difference.high}

@@ -17,9 +17,9 @@ from vmapens.nn.threads import over_variants
 CONSTANT = 1e-5
 """A map whose weights span less than this share of the largest has no order but that of rounding."""
 
-_CHUNK_BYTES = 8 << 20  # of keys that a thread sorts at once
+_CHUNK_BYTES = 1 << 20  # of keys that a thread sorts at once
 _EXACT_MEANS = 16  # variants up to which the distribution of a mean of uniform ranks is not taken as normal
-_LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
+_HIGH = np.uint64(32)
 
 
 class Ranking(NamedTuple):
@@ -77,37 +77,49 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
         keys = _keys(some)
         keys |= np.arange(n, dtype=np.uint64)
         keys.sort(axis=1)
-        order = (keys & _LOW).astype(np.int32)
+        order = keys.astype(np.int32)  # the lower halves
         keys >>= _HIGH
         tied = keys[:, 1:] == keys[:, :-1]
         for row, at in enumerate(range(own.start, own.start + len(some))):
-            if not tied[row].any():
-                rank[at, order[row]] = in_order
-                top[at] = order[row, :most]
-                continue
-            starts = np.flatnonzero(np.concatenate(([True], ~tied[row])))
-            ends = np.append(starts[1:], n)
-            rank[at, order[row]] = np.repeat((starts + ends + 1) / 2, ends - starts)
-            shuffle = np.random.default_rng((seed, 1, at)).permutation(n)
-            top[at] = shuffle[_sorted_places(some[row, shuffle])[:most]]
+            rank[at, order[row]] = in_order
+            if tied[row].any():
+                _share_places(rank[at], order[row], tied[row], seed=(seed, 1, at))
+            top[at] = order[row, :most]
 
     over_variants(work, -(-V // size))
     return Ranking(rank, top, constant)
 
 
-def _sorted_places(weights: Float32[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    keys = _keys(weights)
-    keys |= np.arange(len(weights), dtype=np.uint64)
-    keys.sort()
-    return (keys & _LOW).astype(np.int64)
+def _share_places(
+    rank: Float32[np.ndarray, "n"], order: Int32[np.ndarray, "n"], tied: Bool[np.ndarray, "_"], *, seed: tuple[int, ...]
+) -> None:
+    """Give tied cells the mean of their ranks, and put them in an order drawn at random.
+
+    Args:
+        rank: Of one variant; changed.
+        order: Its cells by falling weight; changed.
+        tied: Whether the cell at a place weighs as much as that at the next one.
+        seed: Draws the order.
+    """
+    with_before = np.append(False, tied)
+    places = np.flatnonzero(with_before | np.append(tied, False))
+    first = ~with_before[places]  # of the cells that share a weight
+    sizes = np.diff(np.append(np.flatnonzero(first), len(places)))
+    rank[order[places]] = np.repeat(places[first] + (sizes + 1) / 2, sizes)
+    drawn = np.random.default_rng(seed).permutation(len(places))
+    order[places] = order[places[np.lexsort((drawn, np.cumsum(first)))]]
 
 
 def _keys(weights: Float32[np.ndarray, "*V n"]) -> UInt64[np.ndarray, "*V n"]:
     """Whole numbers that sort as the weights fall, in the upper halves."""
-    bits = (weights + np.float32(0)).view(np.uint32)  # -0 becomes 0
-    negative = (bits >> np.uint32(31)).astype(bool)
-    falling = np.where(negative, bits, ~(bits | np.uint32(1 << 31)))
-    return falling.astype(np.uint64) << _HIGH
+    bits = (weights + np.float32(0)).view(np.int32)  # -0 becomes 0
+    flipped = bits >> np.int32(31)  # all ones where negative: those sort as their sizes do
+    np.invert(flipped, out=flipped)
+    flipped &= np.int32(0x7FFFFFFF)
+    flipped ^= bits
+    keys = flipped.view(np.uint32).astype(np.uint64)
+    keys <<= _HIGH
+    return keys
 
 
 class Moments(NamedTuple):

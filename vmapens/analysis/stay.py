@@ -45,6 +45,7 @@ class Collected:
         rows: Of each table that is made stay by stay.
         without_each: For each attribution, grain, cells, measure and k, the sum over stays of the value without each
             variant, and how many stays that is of.
+        compared: Rows of the cohort where all variants rank the cells by attention: what follows is of these.
         pairs: Sums over stays of the agreement of each pair of variants, by measure.
         of_sets: Mean agreement within each set of variants that was asked for, by measure: one row a stay.
         histogram: Sum over stays of the shares of cells by mean rank, a row a number of variants.
@@ -55,6 +56,7 @@ class Collected:
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     without_each: dict[Key, tuple[Float64[np.ndarray, "V"], int]] = field(default_factory=dict)
+    compared: list[int] = field(default_factory=list)
     pairs: dict[str, Float64[np.ndarray, "V V"]] = field(default_factory=dict)
     of_sets: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
     histogram: Float64[np.ndarray, "_ _"] | None = None
@@ -102,21 +104,20 @@ class StayStudy:
         grid, seed = self.grid if own else self.full, _seed(self.settings.seed, row)
         return Question(grid, self.settings.top_k, over, name in _GRADIENTS, seed)
 
-    def look(self, rows: list[int]) -> Iterator[int]:
-        """Look at stays, each against the next one of another patient; yield each when it is done."""
-        first = after = self.maps_of(self.stack, rows[0])
-        for place, row in enumerate(rows):
-            own, partner = after, rows[(place + 1) % len(rows)]
-            if len(rows) == 1:
-                partner = self._some_other(row)
-            after = first if place + 1 == len(rows) > 1 else self.maps_of(self.stack, partner)
-            self._look(row, partner, own, after)
+    def look(self, pairs: list[tuple[int, int]]) -> Iterator[int]:
+        """Look at stays, each beside another one (itself: some stay of another patient); yield each when it is done."""
+        maps: dict[int, dict[str, Maps]] = {}
+        for row, partner in pairs:
+            other = self._some_other(row) if partner == row else partner
+            maps = {one: maps.get(one) or self.maps_of(self.stack, one) for one in (row, other)}
+            self._look(row, other, maps[row], maps[other])
             yield row
 
     def _some_other(self, row: int) -> int:
         cohort = self.subject.cohort
-        others = np.flatnonzero((cohort.split == cohort.split[row]) & (cohort.patient != cohort.patient[row]))
-        return int(np.random.default_rng(self.settings.seed).choice(others))
+        others = np.flatnonzero(cohort.patient != cohort.patient[row])
+        alike = others[cohort.split[others] == cohort.split[row]]
+        return int(np.random.default_rng(self.settings.seed).choice(alike if len(alike) else others))
 
     def maps_of(self, stack: Stack, row: int, names: list[str] | None = None) -> dict[str, Maps]:
         """Attributions of a stay under some variants, by name; all that are compared, or some."""
@@ -167,6 +168,7 @@ class StayStudy:
             self._map(row, "measured", self.subject.cohort.observed[row].numpy())
         if ranking.constant.any():
             return
+        self.collected.compared.append(row)
         for k in self.ks:
             overlap = Overlap(ranking.top[:, :k], step)
             held_by = overlap.held_by()
@@ -213,9 +215,9 @@ class StayStudy:
             return []
         n, counts = self.grid.cells, powers_up_to(len(self.subject.variants))
         edges = np.linspace(0.5, n + 0.5, BINS + 1)
-        stays = len({row["sample"] for row in self.collected.rows["rank_spread"]})
         rows = []
-        for count, shares in zip(counts.tolist(), self.collected.histogram / stays, strict=True):
+        means = self.collected.histogram / len(self.collected.compared)
+        for count, shares in zip(counts.tolist(), means, strict=True):
             expected = mean_rank_shares(edges, cells=n, variants=count)
             for left, right, share, by_luck in zip(edges[:-1], edges[1:], shares, expected, strict=True):
                 rows.append({"n": count, "left": left, "right": right, "share": share, "expected": by_luck})

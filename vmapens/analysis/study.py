@@ -34,6 +34,7 @@ from vmapens.analysis.models import (
     scores_table,
     weights_table,
 )
+from vmapens.analysis.pairing import in_pairs
 from vmapens.analysis.ranking import rank_cells
 from vmapens.analysis.settings import Settings
 from vmapens.analysis.stay import StayStudy
@@ -43,11 +44,12 @@ from vmapens.analysis.truth import planted_truth
 from vmapens.analysis.worth import attributions_table, faithfulness_table, permutation_table, planted_table
 from vmapens.directory import occupy, write_parquet
 from vmapens.ensemble.seeds import Factory
-from vmapens.errors import RunError
+from vmapens.errors import RunError, first_line
 from vmapens.manifest import versions
 from vmapens.nn.threads import spread_over
 
 SETTINGS_FILE = "analysis.json"
+_NEEDED = {"run", "variants", "task", "k", "notes", "settings"}
 
 
 class Listener(Protocol):
@@ -120,12 +122,13 @@ def read_analysis(run: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
         settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}
         wrong = [name for name, frame in tables.items() if frame.schema != TABLES[name]]
-        if wrong or not isinstance(settings, dict):
+        if wrong or not isinstance(settings, dict) or not settings.keys() >= _NEEDED:
             raise ValueError(f"{', '.join(wrong) or SETTINGS_FILE} is not what vmapens writes")
     except FileNotFoundError as error:
         raise RunError(f"{run} has no whole analysis ({error.filename} is missing): `vmapens analyze {run}`.") from None
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise RunError(f"{folder} cannot be read ({error}): `vmapens analyze {run}` writes it again.") from error
+    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
+        why = first_line(error)
+        raise RunError(f"{folder} cannot be read ({why}): `vmapens analyze {run}` writes it again.") from error
     return tables, settings
 
 
@@ -140,7 +143,10 @@ class Study:
     def __init__(self, subjects: list[Subject], settings: Settings) -> None:
         self._subjects, self._settings = subjects, settings
         self._first = subject = subjects[0]
-        self._rows = self._in_company(subject.rows(settings.samples).tolist())
+        rows = subject.rows(settings.samples).numpy()
+        self._compared = in_pairs(subject.cohort.patient[rows], seed=settings.seed)
+        self._pairs = [(int(rows[stay.place]), int(rows[stay.partner])) for stay in self._compared]
+        self._rows = [row for row, _ in self._pairs]
         valid, y, probability = subject.predictions("valid")
         self._losses, self._valid = losses_of(y, probability), valid
         self._sets = sets_by_loss(self._losses.mean(axis=1))
@@ -152,32 +158,23 @@ class Study:
         self._prevalence = float(y_train.mean()) if self._is_binary else None
         self._threshold = (settings.threshold or self._prevalence) if self._is_binary else None
 
-    def _in_company(self, rows: list[int]) -> list[int]:
-        """The stays in a random order in which neighbours are of different patients, as far as there are any."""
-        patient = self._first.cohort.patient
-        left = np.random.default_rng(self._settings.seed).permutation(rows).tolist()
-        ordered: list[int] = [left.pop()]
-        while left:
-            other = next((row for row in reversed(left) if patient[row] != patient[ordered[-1]]), left[-1])
-            left.remove(other)
-            ordered.append(other)
-        return ordered
-
     def tables(self, listener: Listener) -> dict[str, pl.DataFrame]:
         """Everything, by name."""
         subject, settings, stays = self._first, self._settings, self._stays
         seed, k = settings.seed, stays.map_k
         listener.start(len(self._rows))
-        for _ in stays.look(self._rows):
+        for _ in stays.look(self._pairs):
             listener.advance(1)
         rows, found = sorted(self._rows), stays.collected
-        pairs = {measure: total / len(self._rows) for measure, total in found.pairs.items()}
+        pairs = {measure: total / len(found.compared) for measure, total in found.pairs.items()}
         loss = self._losses.mean(axis=1)
         best = int(np.argmin(loss))
         chosen = chosen_table(subject, loss, _mean_with_others(pairs.get("spearman")))
         places = np.searchsorted(subject.variants, chosen["variant"].unique().to_numpy()).tolist()
         stays.add_variants(rows, places)
-        patient = dict(zip(subject.cohort.samples, subject.cohort.patient.tolist(), strict=True))
+        samples = [subject.cohort.samples[row] for row in self._rows]
+        patient = dict(zip(samples, subject.cohort.patient[self._rows].tolist(), strict=True))
+        company = dict(zip(samples, (stay.company for stay in self._compared), strict=True))
         tables = {
             name: table(name, found.rows[name]) for name in ("agreement", "measured", "drop", "rank_spread", "held")
         }
@@ -201,7 +198,7 @@ class Study:
                 found.of_sets,
                 subject.predictions("test")[2],
                 best,
-                subject.cohort.patient[self._rows],
+                subject.cohort.patient[found.compared],
                 k=k,
                 threshold=self._threshold,
                 seed=seed,
@@ -210,6 +207,7 @@ class Study:
         tables["consistency"] = consistency_table(
             tables["agreement"],
             patient,
+            company,
             found.without_each,
             variants_are_exchangeable=not subject.is_crossed,
             seed=seed,
@@ -245,11 +243,13 @@ class Study:
         for subject in self._subjects[1:]:
             if not subject.is_crossed or len(subject.axes) != len(self._first.axes):
                 continue
-            stack, totals = subject.stack(), dict[str, Float64[np.ndarray, "V V"]]()
+            stack, totals, stays = subject.stack(), dict[str, Float64[np.ndarray, "V V"]](), 0
             for row in self._rows:
-                for measure, own in pairs_on_stay(subject, stack, row, self._stays.grid, k=k, seed=seed).items():
+                found = pairs_on_stay(subject, stack, row, self._stays.grid, k=k, seed=seed)
+                stays += bool(found)
+                for measure, own in found.items():
                     totals[measure] = totals.get(measure, 0) + own.astype(np.float64)
-            rows += decomposition_rows(subject, {name: total / len(self._rows) for name, total in totals.items()}, k=k)
+            rows += decomposition_rows(subject, {name: total / stays for name, total in totals.items()}, k=k)
         return rows
 
     def _learned_masks(self, loss: Float64[np.ndarray, "V"]) -> list[dict[str, Any]]:
@@ -301,7 +301,7 @@ class Study:
             "form": subject.form,
             "axes": list(subject.axes),
             "steps": int(cohort.x.shape[1]),
-            "features": features if stays.grid is stays.full else features[:0],
+            "features": features,
             "minutes_per_step": cohort.info.minutes_per_step,
             "k": stays.ks,
             "k_shares": [k / stays.grid.cells for k in stays.ks],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vmapens.attention import attention_sizes, choose_samples, cohort_of
 from vmapens.cohort.load import Cohort
-from vmapens.directory import snapshot_name
+from vmapens.directory import DONE, RunPaths, read_manifest, snapshot_name
 from vmapens.ensemble.block import OK
 from vmapens.ensemble.seeds import Factory, construct
 from vmapens.ensemble.stack import Stack, columns_of, stack_modules
@@ -55,7 +55,7 @@ class Subject:
         Raises:
             RunError: If it is no finished run, fewer than two of its variants are good, or its model is another one.
         """
-        run = open_run(path)
+        run = _finished(path)
         variants = run.variants.filter(status=OK)["variant"].to_numpy().astype(np.int64)
         if len(variants) < LEAST_VARIANTS:
             raise RunError(
@@ -81,7 +81,7 @@ class Subject:
     def form(self) -> str:
         """What its model attends over, and whether that is frozen."""
         spec = self.run.spec.model
-        if spec.name != BUILT_IN:
+        if not _is_built_in(self.run):
             return str(self.run.manifest["model"]["class"])
         return f"frozen {spec.attend_over}" if spec.freeze_attention else spec.attend_over
 
@@ -164,27 +164,64 @@ class Subject:
 def open_all(paths: list[Path], cohort: Path | None = None, model: Factory | str | None = None) -> list[Subject]:
     """Open the run to be analysed and those it is compared with, which share its cohort.
 
+    Args:
+        paths: Of the runs, the one to be analysed first.
+        cohort: Where it is now, if not where it was.
+        model: As in `Subject.open`, for those of the runs that are not of the built-in model.
+
     Raises:
         RunError: If one cannot be analysed, or they cannot be compared; the line says why.
     """
-    first = Subject.open(paths[0], cohort, model)
-    others = []
-    for path in paths[1:]:
-        manifest, own = open_run(path).manifest, first.run.manifest
-        if manifest["cohort"]["fingerprint"] != own["cohort"]["fingerprint"] or manifest["task"] != own["task"]:
-            raise RunError(
-                f"{path} cannot be compared with {paths[0]}: it is of another cohort or task "
-                f"({manifest['task']['name']}, {own['task']['name']}); train it on the same."
-            )
-        other = Subject.open(path, first.cohort, None)
-        if not other.run.splits.equals(first.run.splits):
-            raise RunError(
-                f"{path} cannot be compared with {paths[0]}: its stays are split otherwise; use the same --split-seed."
-            )
-        others.append(other)
-    if len(set(map(str, paths))) < len(paths):
+    if len({path.resolve() for path in paths}) < len(paths):
         raise RunError(f"a run is named twice among {', '.join(map(str, paths))}: name each once.")
-    return [first, *others]
+    runs = [_finished(path) for path in paths]
+    for path, run in zip(paths[1:], runs[1:], strict=True):
+        if problem := _difference(run, runs[0]):
+            raise RunError(f"{path} cannot be compared with {paths[0]}: {problem}.")
+    built_in = [_is_built_in(run) for run in runs]
+    models = [None if is_built_in and not all(built_in) else model for is_built_in in built_in]
+    first = Subject.open(paths[0], cohort, models[0])
+    return [first, *(Subject.open(path, first.cohort, own) for path, own in zip(paths[1:], models[1:], strict=True))]
+
+
+def _is_built_in(run: Run) -> bool:
+    return run.manifest["model"]["made_from"] == "spec" and run.spec.model.name == BUILT_IN
+
+
+def _finished(path: Path) -> Run:
+    """Open a run.
+
+    Raises:
+        RunError: If it is no run, or not finished; the line says how far it is.
+    """
+    try:
+        return open_run(path)
+    except RunError:
+        paths = RunPaths(path)
+        if not paths.manifest.is_file() or (manifest := read_manifest(paths))["state"] == "done":
+            raise
+        blocks = manifest["blocks"]
+        done = [stop - start for start, stop in blocks if (paths.block(start, stop) / DONE).exists()]
+        raise RunError(
+            f"{path} is not finished (state `{manifest['state']}`): {len(done)} of its {len(blocks)} blocks are trained "
+            f"({sum(done)} of {blocks[-1][1]} variants). Finish it with `vmapens train --resume`; no part of it can be "
+            "analysed before."
+        ) from None
+
+
+def _difference(run: Run, first: Run) -> str:
+    """Why a run cannot be compared with the first one; "" if it can."""
+    task, wanted = run.manifest["task"]["name"], first.manifest["task"]["name"]
+    if task != wanted:
+        return f"it is of the task {task}, not {wanted}; train it for the same"
+    if run.manifest["cohort"]["fingerprint"] != first.manifest["cohort"]["fingerprint"]:
+        return "it is of another cohort; train it on the same"
+    for name, option in (("sample_ids", "--no-sample-ids"), ("indicators", "--indicators")):
+        if getattr(run.spec.cohort, name) != getattr(first.spec.cohort, name):
+            return f"only one of the two was trained with {option}; train both with it, or both without"
+    if not run.splits.equals(first.splits):
+        return "its stays are split otherwise; use the same --split-seed"
+    return ""
 
 
 def chosen_of(stack: Stack, places: np.ndarray) -> Stack:

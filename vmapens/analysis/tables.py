@@ -9,6 +9,8 @@ over, the other things one could have drawn, is said in the column `over`, or he
 | would other seeds say the same? | variants | jackknife, one variant left out at a time |
 | would other initialisations or orders say the same? | levels | jackknife, one level of a factor left out at a time |
 
+Where stays are compared with one another, the bootstrap draws pairs of patients (`pairing.in_pairs`).
+
 Axes of maps: T steps, F features (1 where the attention has no such axis). Shares are in [0, 1]. `k` is a number of
 cells (or features, windows, groups). Failed variants are left out of every table but `scores`.
 """
@@ -104,8 +106,9 @@ TABLES: dict[str, pl.Schema] = {
         {"row": _INT, "column": _INT, "mean": _FLOAT, "sd": _FLOAT, "best": _FLOAT, "row_place": _INT}
         | {"column_place": _INT}
     ),
-    # Runs against the first one; `form` is feature, time, pool, uniform, frozen feature, ...; mean over variants of the
-    # score on all stays of the split, its interval and that of the difference (this run - first run) over stays.
+    # Runs against the first one; `form` is feature, time, pool, uniform, frozen feature, ..., with `, crossed` of such a
+    # design; mean over variants of the score on all stays of the split, its interval and that of the difference (this
+    # run - first run) over stays.
     "controls": pl.Schema(
         {"run": _TEXT, "form": _TEXT, "variants": _INT, "split": _TEXT, "metric": _TEXT, "mean": _FLOAT, "sd": _FLOAT}
         | {**_INTERVAL, "difference": _FLOAT, "difference_low": _FLOAT, "difference_high": _FLOAT}
@@ -134,7 +137,7 @@ TABLES: dict[str, pl.Schema] = {
         {"run": _TEXT, "measure": _TEXT, "k": _INT, "component": _TEXT, "levels": _INT, "share": _FLOAT, **_INTERVAL}
         | {"over": _TEXT}
     ),
-    # Agreement of cells against training: which is snapshot, last or kept (its epoch: the mean of the kept ones).
+    # Agreement of cells against training: which is initialisation, snapshot, last or kept (epoch: their mean).
     "epochs": pl.Schema(
         {"which": _TEXT, "epoch": _FLOAT, "measure": _TEXT, "k": _INT, "estimate": _FLOAT, **_INTERVAL}
     ),

@@ -252,7 +252,7 @@ PLOTS = (
         "ExtremalMask (Enguehard 2023) for the best variants, and their attention, a dot a stay. Orange is the same "
         "overlap with features permuted within each step, the part that is recency alone. Masks that beat attention "
         "only as far as orange does agree on time, not on features.",
-        "run `vmapens analyze` with learned masks switched on",
+        "run `vmapens analyze` without `--without learned_mask`",
         faithfulness.learned_mask,
         "learned-mask attribution (analysis 6)",
     ),

@@ -128,6 +128,7 @@ def rank_spread(tables: Tables, settings: Settings) -> Figure | None:
     panel.set_xscale("log")
     if frame["smallest"].min() == 0:
         panel.set_yscale("symlog", linthresh=1)
+        panel.set_ylim(bottom=0)
     else:
         panel.set_yscale("log")
     panel.set(xlabel="variants, n", ylabel="SD of a cell's rank")

@@ -4,15 +4,15 @@ METHODS = {
     "Attention and stays": """Attention is computed anew from the weights of every variant, stay by stay. A cell is one
         feature at one step. N is the number of cells, V that of variants, k the size of a set of most attended
         cells.""",
-    "Overlap": """Share of their k most attended cells that two variants have in common, mean over all pairs; ties go to
-        the earlier cell. Unrelated variants reach k/N. Corrected for chance: (overlap - k/N) / (1 - k/N).""",
+    "Overlap": """Share of their k most attended cells that two variants have in common, mean over all pairs; ties are
+        broken at random. Unrelated variants reach k/N. Corrected for chance: (overlap - k/N) / (1 - k/N).""",
     "Spearman": """Rank correlation of all cells (average ranks for ties), mean over all pairs of variants, by the
         identity that needs no loop over pairs. A variant whose map is constant has no ranking and is left out.""",
     "Divergence": """Generalised Jensen-Shannon divergence over all variants, step by step: entropy of the mean less
         mean entropy, over the entropy of the mean; mean over the steps. Without the division, maps near uniform would
         pass for alike.""",
-    "Grains": """The same for features and groups (summed over time), for windows of time (summed over features), and
-        for cells with a tolerance of a few steps.""",
+    "Grains": """The same for features (summed over time), groups of features (mean of these sums), windows of time
+        (summed over features), and for cells with a tolerance of a few steps.""",
     "The five references": """Chance; features permuted within each step, which keeps how peaked each step is; two
         variants on two different stays; the variants before any training; each variant against itself before
         training. About the patient: agreement on the same stay less that on different stays, also as a share of what
@@ -32,7 +32,8 @@ METHODS = {
         test against the best is paired over stays and corrected for having chosen the best among V. Ambiguity: share
         of test stays on which some good variant flips the best one's decision; discrepancy: largest share that one of
         them flips.""",
-    "Learned masks": """ExtremalMask (Enguehard 2023), for the best variants.""",
+    "Learned masks": """ExtremalMask (Enguehard 2023), for the best variants: the smallest mask that keeps the
+        prediction, what stands in the other cells being learned, too.""",
 }
 INTERVALS = (
     ("question", "drawn again", "how"),
