@@ -1,9 +1,11 @@
 """The paper's attention drop and ranks from a folder of checkpoints: as its notebooks make them, and with more care.
 
-(c), the notebooks' way: each figure of each patient asks the models anew. For the attention drop, once for every k, and
-for the ranks, every variant's checkpoint is read from the disk, put into a module, and run on the patient; what it
-attends to most is found by sorting, sets are Python's, and the rest is NumPy on whole arrays. What is counted as one
-figure here is generous to it: mean, SD, and the smallest and largest SD of a rank are from the same pass.
+(c), the notebooks' way: each analysis asks the models anew for each patient, and the attention drop for each k. Every
+variant's checkpoint is read from the disk, put into a module that is made once, and run on the patient; the largest
+weights are found by sorting, sets are Python's, and the rest is NumPy on whole arrays. With three k that makes
+`PASSES` = 5 passes over all checkpoints a patient: three for the drop, one for mean and SD of the ranks, one for their
+smallest and largest SD against the number of variants. Nearly all of its time goes into these passes, so that a
+notebook that saves one of them takes that share less.
 
 (b), a careful script: every checkpoint is read once, its attention alone is computed, and sorted once for all k.
 
@@ -25,6 +27,8 @@ from vmapens.analysis.grain import counts_of
 from vmapens.analysis.ranking import powers_up_to
 from vmapens.analysis.settings import Settings
 
+PASSES = 5
+
 
 class Found(NamedTuple):
     """What is computed of one stay, with n cells.
@@ -32,14 +36,16 @@ class Found(NamedTuple):
     Args:
         drop: Cells that the first 1, ..., V variants of a random order all have among their k largest [K, V].
         mean: Of each cell's rank over the variants [n].
-        sd: Of each cell's rank over the first 2, 4, ..., V variants, the population's [C, n].
-        smallest: Of these SDs over the cells [C].
+        sd: The same; the population's, as below.
+        sd_after: Over the first 2, 4, ..., V variants [C, n].
+        smallest: Of these over the cells [C].
         largest: The same.
     """
 
     drop: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
+    sd_after: np.ndarray
     smallest: np.ndarray
     largest: np.ndarray
 
@@ -114,7 +120,7 @@ class Notebook(_Checkpoints):
     def look(self, stays: Sequence[int]) -> list[Found]:
         """Everything, of some stays."""
         return [
-            Found(np.array([self._drop(stay, k) for k in self._work.ks]), *self._ranks(stay))  # a pass for each
+            Found(np.array([self._drop(stay, k) for k in self._work.ks]), *self._ranks(stay), *self._spread(stay))
             for stay in stays
         ]
 
@@ -134,11 +140,18 @@ class Notebook(_Checkpoints):
             counts.append(len(common))
         return counts
 
-    def _ranks(self, stay: int) -> tuple[np.ndarray, ...]:
+    def _ranks(self, stay: int) -> tuple[np.ndarray, np.ndarray]:
+        ranks = self._every_rank(stay)
+        return ranks.mean(axis=0), ranks.std(axis=0)
+
+    def _spread(self, stay: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _spread(self._every_rank(stay), self._work.counts)
+
+    def _every_rank(self, stay: int) -> np.ndarray:
         ranks = np.empty((self._work.variants, self._work.cells))
         for row, weights in zip(ranks, self.attention(stay, range(self._work.variants)), strict=True):
             row[np.argsort(weights)[::-1]] = np.arange(1, len(row) + 1)
-        return _moments(ranks, self._work.counts)
+        return ranks
 
 
 class Careful(_Checkpoints):
@@ -162,9 +175,10 @@ class Careful(_Checkpoints):
         for k in self._work.ks:
             alive = np.logical_and.accumulate(ranks[self._work.order(stay, k)] <= k, axis=0)
             drop.append(alive.sum(axis=1))
-        return Found(np.array(drop), *_moments(ranks.astype(np.float64), self._work.counts))
+        wide = ranks.astype(np.float64)
+        return Found(np.array(drop), wide.mean(axis=0), wide.std(axis=0), *_spread(wide, self._work.counts))
 
 
-def _moments(ranks: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+def _spread(ranks: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sd = np.stack([ranks[:count].std(axis=0) for count in counts])
-    return ranks.mean(axis=0), sd, sd.min(axis=1), sd.max(axis=1)
+    return sd, sd.min(axis=1), sd.max(axis=1)

@@ -269,7 +269,7 @@ def test_the_arm_of_this_project_takes_the_width_of_training():
 def work(tmp_path_factory):
     """Three variants as a run and as checkpoints, and two stays."""
     folder = tmp_path_factory.mktemp("analysis")
-    return analysis.make_work(folder, variants=3, stays=2, steps=6, features=5, hidden=2)
+    return analysis.make_work(folder, variants=3, stays=2, steps=6, features=5, hidden=2, measured=1)
 
 
 def found_by(letter, work):
@@ -286,17 +286,18 @@ def test_an_analysis_finds_what_the_notebooks_way_finds(letter, work):
     for stay in reference:
         assert stay.drop[:, 0].tolist() == work.ks  # of one variant all its own
         assert stay.mean.mean() == pytest.approx(15.5)  # of the ranks 1 to 30
-        assert stay.sd.shape == (2, 30)  # after 2 and 3 variants
-        assert (stay.smallest == stay.sd.min(axis=1)).all()
-        assert (stay.largest == stay.sd.max(axis=1)).all()
+        assert stay.sd_after.shape == (2, 30)  # after 2 and 3 variants
+        assert (stay.sd == stay.sd_after[-1]).all()
+        assert (stay.smallest == stay.sd_after.min(axis=1)).all()
+        assert (stay.largest == stay.sd_after.max(axis=1)).all()
 
 
-def test_the_notebooks_way_reads_every_checkpoint_for_every_k_and_for_the_ranks(work, monkeypatch):
+def test_the_notebooks_way_reads_every_checkpoint_for_every_analysis_stay_and_k(work, monkeypatch):
     read, load = [], torch.load
     work.x  # noqa: B018 (read before)
     monkeypatch.setattr(torch, "load", lambda path: read.append(path.stem) or load(path))
     found_by("c", work)
-    assert sorted(read) == sorted(["0", "1", "2"] * 2 * (len(work.ks) + 1))
+    assert sorted(read) == sorted(["0", "1", "2"] * 2 * (len(work.ks) + 2))
     read.clear()
     found_by("b", work)
     assert read == ["0", "1", "2"]
@@ -320,15 +321,21 @@ def test_a_broken_analysis_is_caught_and_no_ratio_is_given(what, work, monkeypat
 
 
 def test_ties_are_left_out_of_the_comparison_and_counted(work, monkeypatch):
-    def rounded(self, stay, variants):
+    def tied(self, stay, variants):
         for weights in attention(self, stay, variants):
-            yield np.round(weights, 1)
+            largest = np.argsort(weights)[::-1]
+            weights[largest[work.ks[0]]] = weights[largest[work.ks[0] - 1]]  # on both sides of the smallest k
+            yield weights
 
     attention = notebook_analysis.Notebook.attention
     reference = found_by("c", work)
-    broken = [found._replace(mean=found.mean + 1) for found in reference]
-    monkeypatch.setattr(notebook_analysis.Notebook, "attention", rounded)
-    assert analysis.check("a", broken, work, reference)[1] == {"cells": 1, "drops": 1}
+    monkeypatch.setattr(notebook_analysis.Notebook, "attention", tied)
+    left_out = analysis.check("a", reference, work, reference)[1]
+    assert left_out["drops"] == 1 / len(work.ks)
+    assert 2 / 30 <= left_out["cells"] <= 6 / 30  # two cells of each of three variants
+    monkeypatch.setattr(notebook_analysis.Notebook, "attention", lambda *_: [np.ones(30)] * 3)
+    with pytest.raises(gate.GateError, match="nothing to compare"):
+        analysis.check("a", reference, work, reference)
 
 
 def test_an_analysis_gives_one_complete_line(monkeypatch, capsys, tmp_path):

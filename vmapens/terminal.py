@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """A bar on a terminal, else a log line every 30 seconds; a `vmapens.training.Listener`, and of an analysis, too.
+    """A bar on a terminal, else a log line every 30 seconds; a `vmapens.training.Listener`.
 
     Args:
         unit: What is counted.

@@ -48,13 +48,13 @@ _CUT = "warning: memory ran out; going on with {value} variants at once, which c
 
 @runtime_checkable
 class Listener(Protocol):
-    """Hears how far a training is."""
+    """Hears how far a training is, in epochs of one variant, or an analysis, in stays."""
 
-    def start(self, variant_epochs: int) -> None:
-        """The work is known: this many epochs of one variant."""
+    def start(self, amount: int) -> None:
+        """The work is known: so much of it."""
 
-    def advance(self, variant_epochs: int) -> None:
-        """So many more are done."""
+    def advance(self, amount: int) -> None:
+        """So much more is done."""
 
     def say(self, line: str) -> None:
         """A line of interest."""
@@ -63,10 +63,10 @@ class Listener(Protocol):
 class Silence:
     """A listener that says nothing."""
 
-    def start(self, variant_epochs: int) -> None:
+    def start(self, amount: int) -> None:
         """Nothing."""
 
-    def advance(self, variant_epochs: int) -> None:
+    def advance(self, amount: int) -> None:
         """Nothing."""
 
     def say(self, line: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 
 from vmapens.analysis.agreement import Overlap, Spearman
 from vmapens.analysis.attribution import attributions
@@ -117,7 +117,7 @@ def good_table(
 def rashomon_table(
     sets: list[tuple[float, Bool[np.ndarray, "V"]]],
     of_sets: dict[str, list[list[float]]],
-    probability: Float64[np.ndarray, "V N *C"],
+    probability: Float[np.ndarray, "V N *C"],
     best: int,
     patient: Int[np.ndarray, "S"],
     *,

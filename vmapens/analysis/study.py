@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -47,29 +47,10 @@ from vmapens.ensemble.seeds import Factory
 from vmapens.errors import RunError, first_line
 from vmapens.manifest import versions
 from vmapens.nn.threads import spread_over
+from vmapens.training import Listener, Silence
 
 SETTINGS_FILE = "analysis.json"
 _NEEDED = {"run", "variants", "task", "k", "notes", "settings"}
-
-
-class Listener(Protocol):
-    """Hears how far an analysis is."""
-
-    def start(self, amount: int) -> None:
-        """So many stays will be looked at."""
-
-    def advance(self, amount: int) -> None:
-        """So many more are done."""
-
-
-class Silence:
-    """A listener that does nothing."""
-
-    def start(self, amount: int) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Nothing."""
 
 
 def analyze(

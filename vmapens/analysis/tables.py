@@ -106,9 +106,9 @@ TABLES: dict[str, pl.Schema] = {
         {"row": _INT, "column": _INT, "mean": _FLOAT, "sd": _FLOAT, "best": _FLOAT, "row_place": _INT}
         | {"column_place": _INT}
     ),
-    # Runs against the first one; `form` is feature, time, pool, uniform, frozen feature, ..., with `, crossed` of such a
-    # design; mean over variants of the score on all stays of the split, its interval and that of the difference (this
-    # run - first run) over stays.
+    # Runs against the first one; `form` is feature, time, pool, uniform, frozen feature, ..., of a crossed design with
+    # `, crossed`; mean over variants of the score on all stays of the split, its interval and that of the difference
+    # (this run - first run) over stays.
     "controls": pl.Schema(
         {"run": _TEXT, "form": _TEXT, "variants": _INT, "split": _TEXT, "metric": _TEXT, "mean": _FLOAT, "sd": _FLOAT}
         | {**_INTERVAL, "difference": _FLOAT, "difference_low": _FLOAT, "difference_high": _FLOAT}
