@@ -16,7 +16,7 @@ from vmapens.spec import resolve
 V, T, F, HIDDEN = 12, 8, 6, 4
 NEVER_MEASURED = "stay-007"
 BARE = tuple(PARTS)
-QUICK = Settings(samples="test:4", without=BARE)
+QUICK = Settings(samples="test:2", without=BARE)
 
 _CROSSED = {"variants": {"design": "crossed", "init_seeds": "0:3", "order_seeds": "0:3"}}
 _SIX = {"variants": {"init_seeds": "0:6"}}

@@ -23,7 +23,7 @@ from vmapens.errors import RunError, SpecError
 from vmapens.spec import CohortSpec, resolve
 from vmapens.verify import verify
 
-WHOLE = Settings(samples="test:4", mask_variants=2, mask_stays=1)
+WHOLE = Settings(samples="test:3", mask_variants=2, mask_stays=1)
 SMALL = Settings(samples="test:2", mask_variants=2, mask_stays=1)
 
 
@@ -31,7 +31,7 @@ SMALL = Settings(samples="test:2", mask_variants=2, mask_stays=1)
 def hasty_masks():
     """Learned in a few steps: how well is for `test_analysis_extremal_mask.py`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "extremal_masks", functools.partial(study.extremal_masks, steps=4))
+        patch.setattr(study, "extremal_masks", functools.partial(study.extremal_masks, steps=25))
         yield
 
 
@@ -72,7 +72,7 @@ def test_a_whole_analysis_fills_every_table(whole):
     check_tables(tables)
     assert [name for name, frame in tables.items() if frame.is_empty()] == []
     assert sorted(files) == sorted(["analysis.json", *(f"{name}.parquet" for name in TABLES)])
-    assert len(tables["samples"]) == 4
+    assert len(tables["samples"]) == 3
     assert set(tables["consistency"]["attribution"]) == set(ATTRIBUTIONS)
     assert set(tables["attributions"]["property"]) == {"consistent", "patient", "faithful", "right"}
     kinds = {"mean", "sd", "rank_mean", "rank_sd", "held", "value", "measured", "variant"}
@@ -84,8 +84,8 @@ def test_files_hold_what_is_returned_and_the_settings(whole, runs):
     path = runs.path("feature")
     tables, description = read_analysis(path)
     assert all(tables[name].equals(frame) for name, frame in whole[0].items())
-    assert description["settings"]["samples"] == "test:4"
-    assert (description["variants"], description["failed"], description["stays"]) == (V, 0, 4)
+    assert description["settings"]["samples"] == "test:3"
+    assert (description["variants"], description["failed"], description["stays"]) == (V, 0, 3)
     assert (description["k"], description["map_k"]) == ([1, 7], 7)
     assert description["notes"] == []
     assert description["runs"] == [str(runs.path(name)) for name in ("feature", "crossed", "uniform")]
@@ -155,15 +155,15 @@ def test_a_table_that_is_missing_cut_or_foreign_is_one_line(small, tmp_path, nam
 # Runs of every kind
 
 
-@pytest.mark.parametrize("name", ["time", "pool", "uniform", "frozen", "stratum", "own", "indicators", "two"])
+@pytest.mark.parametrize("name", ["time", "pool", "uniform", "frozen", "stratum", "own", "indicators"])
 def test_runs_of_every_form_are_analysed(runs, name):
     run = runs(name)
-    settings = Settings(samples="test:4", without=("learned_mask",))
+    settings = Settings(samples="test:2", without=("learned_mask",))
     tables = vmapens.analyze(run.paths.root, settings=settings, model="own_model:MeanPool" if name == "own" else None)
     check_tables(tables)
     description = read_analysis(run.paths.root)[1]
     form = {"frozen": "frozen feature", "own": "own_model:MeanPool", "stratum": "feature", "indicators": "feature"}
-    assert description["form"] == tables["controls"]["form"][0] == form.get(name, "feature" if name == "two" else name)
+    assert description["form"] == tables["controls"]["form"][0] == form.get(name, name)
     empty = {table for table, frame in tables.items() if frame.is_empty()}
     wanted = {"learned_mask", "decomposition"}
     wanted |= {"planted"} if name == "stratum" else set()  # whose cells are planted for another task
@@ -180,16 +180,10 @@ def test_runs_of_every_form_are_analysed(runs, name):
     assert set(tables["faithfulness"]["outcome"]) <= ({"all"} if name == "stratum" else {"no", "yes"})
     threshold = tables["rashomon"]["threshold"].drop_nulls().unique().to_list()
     assert bool(threshold) == (name not in ("stratum", "uniform"))
-
-
-def test_attention_that_is_the_same_everywhere_has_no_ranking(runs):
-    tables = vmapens.analyze(runs.path("uniform"), settings=QUICK)
-    own = tables["agreement"].filter(attribution="attention")
-    assert own.filter(pl.col("measure") != "divergence")["value"].null_count() == len(
-        own.filter(pl.col("measure") != "divergence")
-    )
-    assert "attention" not in tables["consistency"].filter(measure="overlap")["attribution"]
-    assert any("has no ranking" in note for note in read_analysis(runs.path("uniform"))[1]["notes"])
+    if name == "uniform":
+        ranked = tables["agreement"].filter(pl.col("attribution") == "attention", pl.col("measure") != "divergence")
+        assert ranked["value"].null_count() == len(ranked)
+        assert any("has no ranking" in note for note in description["notes"])
 
 
 def test_a_stay_on_which_maps_are_constant_is_left_out(runs):
@@ -217,7 +211,7 @@ def test_a_variant_that_diverged_is_left_out_and_said(runs):
     for name in ("good", "planted"):
         assert sorted(tables[name]["variant"].unique()) == [0, 1, 3, 4, 5]
     assert 2 not in tables["chosen"]["variant"]
-    assert tables["agreement"]["variants"].unique().to_list() == [5]
+    assert tables["agreement"].filter(grain="cell")["variants"].unique().to_list() == [5]
     assert tables["drop"]["n"].max() == tables["controls"]["variants"].unique().item() == 5
     own = tables["scores"].filter(split="test", metric="auroc").sort("variant")
     assert own["status"].to_list() == ["ok", "ok", "failed", "ok", "ok", "ok"]
@@ -263,19 +257,10 @@ def test_samples_are_named_as_for_attend(runs, cohort, tmp_path):
     test = [cohort.samples[row] for row in cohort.rows("test").tolist()]
     positive = [sample for sample in test if cohort.y[cohort.samples.index(sample)] == 1]
     (tmp_path / "ids.txt").write_text("\n".join(test[:2]))
-    saved = runs("feature").saved_samples
-    assert set(saved) == set(test)
-    for which, wanted in (
-        ("test:positive", positive),
-        ("test:yes", positive),
-        ("test:no:3", None),
-        (f"@{tmp_path / 'ids.txt'}", test[:2]),
-        (f"{test[3]},{test[1]}", [test[1], test[3]]),
-    ):
+    for which, wanted in (("test:positive", positive), (f"@{tmp_path / 'ids.txt'}", test[:2])):
         tables = vmapens.analyze(run.paths.root, settings=Settings(samples=which, without=BARE))
-        found = tables["samples"]["sample"].to_list()
-        assert len(found) == 3 if wanted is None else found == wanted
-        assert set(tables["agreement"]["sample"]) == set(found)
+        assert tables["samples"]["sample"].to_list() == wanted
+        assert set(tables["agreement"]["sample"]) == set(wanted)
         assert set(tables["samples"]["split"]) == {"test"}
     train = cohort.samples[int(cohort.rows("train")[0])]
     tables = vmapens.analyze(run.paths.root, settings=Settings(samples=train, without=BARE))
@@ -287,8 +272,9 @@ def test_samples_are_named_as_for_attend(runs, cohort, tmp_path):
 
 def test_runs_with_a_model_of_ones_own_are_compared_with_built_in_ones(runs, tmp_path, cohort_path):
     both = [runs.path(name) for name in ("two", "own")]
+    settings = Settings(samples="test:1", without=BARE)
     for paths in (both, both[::-1]):
-        tables = vmapens.analyze(*paths, settings=QUICK, model="own_model:MeanPool")
+        tables = vmapens.analyze(*paths, settings=settings, model="own_model:MeanPool")
         forms = dict(tables["controls"].select("run", "form").iter_rows())
         assert forms == {str(both[0]): "feature", str(both[1]): "own_model:MeanPool"}
     with pytest.raises(RunError, match="--model own_model:MeanPool"):
@@ -316,12 +302,12 @@ class Ornament(nn.Module):
 
 
 def test_consistent_faithful_and_right_come_apart(tmp_path):
-    """One initialisation and four orders: the ornament is the same in all variants, and says nothing."""
-    make_synthetic(tmp_path / "cohort", samples=600, steps=T, features=F, seed=4)
-    spec = {"cohort": {"path": str(tmp_path / "cohort"), "task": "outcome"}, "train": {"epochs": 20, "lr": 0.01}}
-    spec |= {"variants": {"design": "crossed", "init_seeds": "1", "order_seeds": "0:4"}, "save_attention": "none"}
+    """One initialisation and three orders: the ornament is the same in all variants, and says nothing."""
+    make_synthetic(tmp_path / "cohort", samples=400, steps=T, features=F, seed=4)
+    spec = {"cohort": {"path": str(tmp_path / "cohort"), "task": "outcome"}, "train": {"epochs": 15, "lr": 0.01}}
+    spec |= {"variants": {"design": "crossed", "init_seeds": "1", "order_seeds": "0:3"}, "save_attention": "none"}
     vmapens.train(Ornament, None, resolve(spec), tmp_path / "run")
-    settings = Settings(samples="test:24", without=("learned_mask",))
+    settings = Settings(samples="test:16", without=("learned_mask",))
     tables = vmapens.analyze(tmp_path / "run", settings=settings, model=Ornament)
     check_tables(tables)
     assert tables["controls"]["form"][0] == f"{__name__}:Ornament"

@@ -19,7 +19,7 @@ CONSTANT = 1e-5
 
 _CHUNK_BYTES = 1 << 20  # of keys that a thread sorts at once
 _EXACT_MEANS = 16  # variants up to which the distribution of a mean of uniform ranks is not taken as normal
-_HIGH = np.uint64(32)
+_LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Ranking(NamedTuple):
@@ -77,21 +77,22 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
         keys = _keys(some)
         keys |= np.arange(n, dtype=np.uint64)
         keys.sort(axis=1)
-        order = keys.astype(np.int32)  # the lower halves
+        order = (keys & _LOW).view(np.int64)
         keys >>= _HIGH
         tied = keys[:, 1:] == keys[:, :-1]
+        has_ties = tied.any(axis=1)
         for row, at in enumerate(range(own.start, own.start + len(some))):
             rank[at, order[row]] = in_order
-            if tied[row].any():
+            if has_ties[row]:
                 _share_places(rank[at], order[row], tied[row], seed=(seed, 1, at))
-            top[at] = order[row, :most]
+        top[own] = order[:, :most]
 
     over_variants(work, -(-V // size))
     return Ranking(rank, top, constant)
 
 
 def _share_places(
-    rank: Float32[np.ndarray, "n"], order: Int32[np.ndarray, "n"], tied: Bool[np.ndarray, "_"], *, seed: tuple[int, ...]
+    rank: Float32[np.ndarray, "n"], order: Int[np.ndarray, "n"], tied: Bool[np.ndarray, "_"], *, seed: tuple[int, ...]
 ) -> None:
     """Give tied cells the mean of their ranks, and put them in an order drawn at random.
 

@@ -99,14 +99,15 @@ def read_analysis(run: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
         RunError: If the run has no whole analysis.
     """
     folder = run / "analysis"
+    names = [SETTINGS_FILE, *(f"{name}.parquet" for name in TABLES)]
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise RunError(f"{run} has no whole analysis ({missing[0]} is missing): `vmapens analyze {run}`.")
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         tables = {name: pl.read_parquet(folder / f"{name}.parquet") for name in TABLES}
         wrong = [name for name, frame in tables.items() if frame.schema != TABLES[name]]
         if wrong or not isinstance(settings, dict) or not settings.keys() >= _NEEDED:
             raise ValueError(f"{', '.join(wrong) or SETTINGS_FILE} is not what vmapens writes")
-    except FileNotFoundError as error:
-        raise RunError(f"{run} has no whole analysis ({error.filename} is missing): `vmapens analyze {run}`.") from None
     except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
         why = first_line(error)
         raise RunError(f"{folder} cannot be read ({why}): `vmapens analyze {run}` writes it again.") from error
