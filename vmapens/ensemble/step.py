@@ -173,6 +173,8 @@ def _in_batches(
         for start in range(0, count, batch):
             own = slice(start, start + batch)
             values = stacked(parameters, aligned(x[own] if rows is None else x[rows[own]]))
+            if values.shape[1] == count:  # all of it: no copy
+                return values.float()
             if result is None:
                 result = torch.empty(len(stack.theta), count, *values.shape[2:], device=x.device)
             result[:, own] = values
