@@ -231,6 +231,7 @@ def test_intervals_of_what_is_about_the_patient_cover(model, patients, clustered
 
 def test_stays_compared_in_a_ring_could_not_be_drawn_alone(monkeypatch):
     """Why they are compared in pairs."""
+    monkeypatch.setattr(f"{__name__}.TRIALS", 300)
     shares = coverage(in_a_ring, SOME_ARE_TYPICAL, 32, False, monkeypatch)
     assert shares["cross_patient"] < 90
     assert shares["about_patient"] > ACCEPTED[1]

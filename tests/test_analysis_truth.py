@@ -8,7 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmapens.analysis.truth import PlantedTruth, average_precision_of_cells, planted_truth
+from vmapens.analysis.truth import (
+    PlantedTruth,
+    average_precision_of_cells,
+    chance_average_precision,
+    planted_truth,
+)
 from vmapens.cohort.load import load_cohort
 from vmapens.cohort.schema import LABELS_FILE
 from vmapens.cohort.synthetic import BAYES_FILE, TRUTH_FILE, make_synthetic
@@ -57,14 +62,21 @@ def test_nan_in_one_variant_leaves_the_others():
     assert np.isnan(found[1])
 
 
-def test_random_scores_reach_the_prevalence():
-    generator = np.random.default_rng(0)
-    causal = np.arange(1000) < 100
-    found = average_precision_of_cells(generator.random((2000, 1000)), causal)
-    standard_error = found.std() / np.sqrt(2000)
-    # The mean over orders is above the prevalence by about (1 - prevalence) * ln(n) / n = 0.006.
-    assert found.mean() - 4 * standard_error > 0.1
-    assert found.mean() < 0.11
+@pytest.mark.parametrize(("m", "n"), [(1, 3), (5, 20), (100, 1000)])
+def test_random_scores_reach_chance(m, n):
+    causal = np.arange(n) < m
+    found = average_precision_of_cells(np.random.default_rng(0).random((2000, n)), causal)
+    chance = chance_average_precision(m, n)
+    assert abs(found.mean() - chance) < 4 * found.std() / np.sqrt(2000)
+    assert chance > m / n
+
+
+def test_chance_is_the_mean_over_all_orders():
+    """One of three cells: 1, 1/2 or 1/3. Two of three: 1, (1 + 2/3)/2 or (1/2 + 2/3)/2. All: 1. None: nothing."""
+    assert chance_average_precision(1, 3) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert chance_average_precision(2, 3) == pytest.approx((1 + 5 / 6 + 7 / 12) / 3)
+    assert (chance_average_precision(3, 3), chance_average_precision(1, 1)) == (1, 1)
+    assert np.isnan(chance_average_precision(0, 3))
 
 
 def by_hand():
@@ -80,7 +92,7 @@ def test_cells_that_only_carry_a_causal_value_forward_are_left_out():
     assert truth.left_out(0)[:, 0].tolist() == [False, False, False, True, True, False]  # until it is measured again
     assert not truth.causal(0)[:, 1].any()
     assert not truth.left_out(0)[:, 1].any()
-    assert truth.chance(0) == 2 / 10
+    assert truth.chance(0) == chance_average_precision(2, 10)
 
 
 def test_what_is_left_out_is_neither_hit_nor_miss():

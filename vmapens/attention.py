@@ -79,6 +79,7 @@ def _of_split(cohort: Cohort, split: str, rest: str, seed: int) -> Tensor:
     name, number = (rest, "") if rest in named else ("", rest)
     if not name and ":" in rest:
         name, _, number = rest.rpartition(":")
+        number = number or "0"  # refused below
     if name and name not in named:
         raise SpecError(f"`{split}:{rest}` names no class: task `{cohort.task.name}` has {', '.join(named)}.")
     if number and not (number.isdecimal() and len(number) <= 18 and int(number) >= 1):

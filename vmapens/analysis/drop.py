@@ -56,6 +56,8 @@ def survivors(top: Int32[np.ndarray, "V k"], cells: int, *, seed: int) -> Int64[
         held[:] = False
         held[top[variant]] = True
         alive = alive[held[alive]]
+        if not len(alive):
+            break
         counts[place] = len(alive)
     return counts
 

@@ -17,7 +17,7 @@ from vmapens.nn.threads import over_variants
 CONSTANT = 1e-5
 """A map whose weights span less than this share of the largest has no order but that of rounding."""
 
-_CHUNK_BYTES = 1 << 20  # of keys that a thread sorts at once
+_CHUNK_BYTES = 1 << 20  # of keys that a thread sorts at once, in the cache
 _EXACT_MEANS = 16  # variants up to which the distribution of a mean of uniform ranks is not taken as normal
 _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
@@ -66,6 +66,7 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
     constant = np.empty(V, bool)
     size = max(1, _CHUNK_BYTES // (8 * n))
     in_order = np.arange(1, n + 1, dtype=np.float32)
+    salt = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0]
 
     def work(chunk: int) -> None:
         own = slice(chunk * size, (chunk + 1) * size)
@@ -80,11 +81,9 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
         order = (keys & _LOW).view(np.int64)
         keys >>= _HIGH
         tied = keys[:, 1:] == keys[:, :-1]
-        has_ties = tied.any(axis=1)
-        for row, at in enumerate(range(own.start, own.start + len(some))):
-            rank[at, order[row]] = in_order
-            if has_ties[row]:
-                _share_places(rank[at], order[row], tied[row], seed=(seed, 1, at))
+        np.put_along_axis(rank[own], order, in_order[None], axis=1)
+        if tied.any():
+            _share_places(rank[own], order, tied, first=own.start, salt=salt)
         top[own] = order[:, :most]
 
     over_variants(work, -(-V // size))
@@ -92,23 +91,44 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
 
 
 def _share_places(
-    rank: Float32[np.ndarray, "n"], order: Int[np.ndarray, "n"], tied: Bool[np.ndarray, "_"], *, seed: tuple[int, ...]
+    rank: Float32[np.ndarray, "v n"],
+    order: Int[np.ndarray, "v n"],
+    tied: Bool[np.ndarray, "v _"],
+    *,
+    first: int,
+    salt: np.uint64,
 ) -> None:
-    """Give tied cells the mean of their ranks, and put them in an order drawn at random.
+    """Give tied cells the mean of their ranks, and put them in an order that is drawn for each variant.
 
     Args:
-        rank: Of one variant; changed.
-        order: Its cells by falling weight; changed.
+        rank: Changed.
+        order: The cells by falling weight; changed.
         tied: Whether the cell at a place weighs as much as that at the next one.
-        seed: Draws the order.
+        first: Number of the first variant.
+        salt: Draws the orders.
     """
-    with_before = np.append(False, tied)
-    places = np.flatnonzero(with_before | np.append(tied, False))
-    first = ~with_before[places]  # of the cells that share a weight
-    sizes = np.diff(np.append(np.flatnonzero(first), len(places)))
-    rank[order[places]] = np.repeat(places[first] + (sizes + 1) / 2, sizes)
-    drawn = np.random.default_rng(seed).permutation(len(places))
-    order[places] = order[places[np.lexsort((drawn, np.cumsum(first)))]]
+    edge = np.zeros((len(tied), 1), bool)
+    with_before = np.concatenate([edge, tied], axis=1).reshape(-1)
+    places = np.flatnonzero(with_before | np.concatenate([tied, edge], axis=1).reshape(-1))  # of all rows, in one
+    begins = ~with_before[places]  # of the cells that share a weight
+    sizes = np.diff(np.append(np.flatnonzero(begins), len(places)))
+    row, place = np.divmod(places, order.shape[1])
+    cells = order.reshape(-1)[places]
+    rank[row, cells] = np.repeat(place[begins] + (sizes + 1) / 2, sizes)
+    # By group, then as drawn: one key, the group in its upper half.
+    drawn = _mixed(salt, (row + first).astype(np.uint64), cells.astype(np.uint64)) >> _HIGH
+    drawn |= np.cumsum(begins).astype(np.uint64) << _HIGH
+    order.reshape(-1)[places] = cells[np.argsort(drawn)]
+
+
+def _mixed(salt: np.uint64, variant: UInt64[np.ndarray, "m"], cell: UInt64[np.ndarray, "m"]) -> UInt64[np.ndarray, "m"]:
+    """Numbers as good as random, a function of the three alone: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    mixed: np.ndarray = salt + variant * np.uint64(0x9E3779B97F4A7C15) + cell * np.uint64(0xD1B54A32D192ED03)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def _keys(weights: Float32[np.ndarray, "*V n"]) -> UInt64[np.ndarray, "*V n"]:

@@ -203,9 +203,9 @@ def _finished(path: Path) -> Run:
         blocks = manifest["blocks"]
         done = [stop - start for start, stop in blocks if (paths.block(start, stop) / DONE).exists()]
         raise RunError(
-            f"{path} is not finished (state `{manifest['state']}`): {len(done)} of its {len(blocks)} blocks are trained "
-            f"({sum(done)} of {blocks[-1][1]} variants). Finish it with `vmapens train --resume`; no part of it can be "
-            "analysed before."
+            f"{path} is not finished (state `{manifest['state']}`): {len(done)} of its {len(blocks)} blocks are "
+            f"trained ({sum(done)} of {blocks[-1][1]} variants). Finish it with `vmapens train --resume`; no part of "
+            "it can be analysed before."
         ) from None
 
 

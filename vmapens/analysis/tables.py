@@ -123,7 +123,7 @@ TABLES: dict[str, pl.Schema] = {
     ),
     # Total variation of the prediction when the attention is permuted within each step, mean over variants and stays.
     "permutation": pl.Schema({"outcome": _TEXT, "stays": _INT, "total_variation": _FLOAT, **_INTERVAL}),
-    # Average precision of finding the planted cells, mean over the stays in which the cause acts; chance: prevalence.
+    # Average precision of finding the planted cells, mean over the stays in which the cause acts; chance: random order.
     "planted": pl.Schema({"attribution": _TEXT, "variant": _INT, "average_precision": _FLOAT, "chance": _FLOAT}),
     # Consistent, faithful, right: `property` is consistent (corrected overlap of cells at the middle k), patient (the
     # same, the part about the patient), faithful (comprehensiveness at q = 0.1 less that of its mask rolled in time,

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from vmapens.axes import Observed
 from vmapens.cohort.identity import first_five, sample_order
 from vmapens.cohort.load import Cohort
-from vmapens.cohort.synthetic import BAYES_FILE, TRUTH_FILE, bayes_auroc
+from vmapens.cohort.synthetic import BAYES_FILE, TASK_NAME, TRUTH_FILE, bayes_auroc
 from vmapens.ensemble.metrics import average_precision
 from vmapens.errors import CohortError
 
@@ -52,6 +52,30 @@ def average_precision_of_cells(
     ranks = np.stack([np.unique(row, return_inverse=True)[1] for row in scores])
     spread = np.where(np.isnan(scores), np.nan, ranks / scores.shape[1])
     return average_precision(causal.astype(np.int64), spread)
+
+
+def chance_average_precision(causal: int, cells: int) -> float:
+    """Expected average precision when all orders of the cells are equally likely.
+
+    ``(H_n + (m - 1) / (n - 1) (n - H_n)) / n`` with m causal cells of n and H_n the n-th harmonic number: above the
+    prevalence m / n, which it nears for many cells, since a causal cell may come first by luck.
+
+    Args:
+        causal: m.
+        cells: n.
+
+    Returns:
+        NaN if no cell is causal.
+
+    >>> round(chance_average_precision(1, 2), 3)  # 1 or 1/2
+    0.75
+    """
+    if causal == 0:
+        return float("nan")
+    if cells == 1:
+        return 1.0
+    harmonic = float((1 / np.arange(1, cells + 1)).sum())
+    return (harmonic + (causal - 1) / (cells - 1) * (cells - harmonic)) / cells
 
 
 @dataclass(frozen=True)
@@ -93,9 +117,9 @@ class PlantedTruth:
         return left_out
 
     def chance(self, row: int) -> float:
-        """Share of the causal cells among those of a stay that count; NaN if none counts."""
+        """Expected average precision of a random order of the cells of a stay that count; NaN if none is causal."""
         counted = ~self.left_out(row)
-        return float(self.causal(row)[counted].mean())
+        return chance_average_precision(int(self.causal(row)[counted].sum()), int(counted.sum()))
 
     def average_precision(self, row: int, maps: Float[np.ndarray, "V t f"]) -> Float64[np.ndarray, "V"]:
         """Average precision of finding the causal cells of a stay, for each variant, by the rules of this module.
@@ -118,14 +142,14 @@ def planted_truth(folder: Path, cohort: Cohort) -> PlantedTruth | None:
             their order.
 
     Returns:
-        None if the cohort has no such files, or if it was loaded without sample ids and without some of its stays, so
-        that nobody can tell which rows are which.
+        None if the cohort has no such files, the task is not the one that the cells cause, or it was loaded without
+        sample ids and without some of its stays, so that nobody can tell which rows are which.
 
     Raises:
         CohortError: If the files are not those of this cohort.
     """
     truth_path, bayes_path = folder / TRUTH_FILE, folder / BAYES_FILE
-    if not (truth_path.is_file() and bayes_path.is_file()):
+    if not (truth_path.is_file() and bayes_path.is_file()) or cohort.task.name != TASK_NAME:
         return None
     truth, bayes = pl.read_parquet(truth_path), pl.read_parquet(bayes_path)
     ids = cohort.samples

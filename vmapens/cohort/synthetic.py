@@ -26,6 +26,7 @@ from vmapens.atomic import atomic_path
 from vmapens.cohort.schema import CohortInfo, Feature, Task, require_no_cohort, write_cohort
 from vmapens.errors import CohortError
 
+TASK_NAME = "outcome"
 TRUTH_FILE = "truth.parquet"
 BAYES_FILE = "bayes.parquet"
 
@@ -186,7 +187,7 @@ def make_synthetic(
         steps=steps,
         minutes_per_step=HOURS * 60 / steps,
         features=tuple(Feature(signal.name, signal.unit, signal.group) for signal in signals),
-        tasks=(Task("outcome", "binary", ("no", "yes"), "Caused by the cells in truth.parquet."),),
+        tasks=(Task(TASK_NAME, "binary", ("no", "yes"), "Caused by the cells in truth.parquet."),),
         source=f"{SOURCE}: samples {samples}, steps {steps}, features {features}, seed {seed}, "
         f"missing {missing:g}. No patient is behind it.",
         licence="CC0-1.0",

@@ -44,7 +44,8 @@ def sentences(tables: Tables, settings: Settings) -> list[str]:
 
 def _how_well(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
     metric = main_metric(settings)
-    values = rows(frames["scores"], split="test", metric=metric)["value"].drop_nulls().drop_nans().to_numpy()
+    good = rows(frames["scores"], split="test", metric=metric, status="ok")
+    values = good["value"].drop_nulls().drop_nans().to_numpy()
     if values.size == 0:
         return f"No score is known: the run has no {name_of(metric)} on its test split."
     chance = 0.5 if metric == "auroc" else 1 / max(2, len(settings.get("classes") or []))
@@ -71,8 +72,9 @@ def _how_consistent(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
         return "How consistent the variants are was not analysed: run `vmapens analyze` on at least 2 variants."
     k = int(found["k"][0]) if found["k"][0] is not None else middle(list(settings["k"]))
     corrected = over_stays["corrected"]
+    cells = f"{k:,} cells" if k > 1 else "one cell"
     text = (
-        f"Two variants share {100 * value:.1f} % of the {k:,} cells that each attends to most on the same stay: "
+        f"Two variants share {100 * value:.1f} % of the {cells} that each attends to most on the same stay: "
         f"{_with_interval(corrected)} on a scale from 0 (chance) to 1 (all alike)"
     )
     if _holds_zero(corrected):
@@ -84,6 +86,8 @@ def _how_consistent(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
     part = first(share, "estimate")
     if part is None:
         return text + "how much of it is about the patient cannot be said."
+    if (first(corrected, "estimate") or 0) <= 0:
+        return text + "none of it is beyond chance."
     low, high = first(share, "low"), first(share, "high")
     ends = "" if low is None or high is None else f" [{decimals(100 * low, 0)}, {decimals(100 * high, 0)}]"
     if _holds_zero(share):
