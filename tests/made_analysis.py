@@ -259,7 +259,8 @@ class _Made:
     def rashomon(self):
         for epsilon, (measure, k) in itertools.product((0.002, 0.005, 0.01, 0.02), self._measures()):
             count = min(self.variants, 2 + int(epsilon * 400))
-            yield epsilon, count, measure, k, *self.with_interval(0.5), self.near(0.49), 10 * epsilon, 4 * epsilon, 0.14
+            random = self.with_interval(0.49, 0.02)
+            yield epsilon, count, measure, k, *self.with_interval(0.5), *random, 10 * epsilon, 4 * epsilon, 0.14
 
     def good(self):
         for v in range(self.variants):

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.collections import PolyCollection
 
 from tests.made_analysis import made_settings, made_tables
 from vmapens.analysis.tables import TABLES
@@ -191,7 +192,7 @@ def test_a_failed_variant_is_counted_and_not_drawn():
     tables = made_tables()
     failed = pl.col("variant") == 3
     tables["scores"] = tables["scores"].with_columns(
-        value=pl.when(failed).then(None).otherwise(pl.col("value")),
+        value=pl.when(failed).then(0.75).otherwise(pl.col("value")),  # of its best epoch
         status=pl.when(failed).then(pl.lit("failed")).otherwise(pl.col("status")),
     )
     settings = made_settings(failed=1, variants=11)
@@ -199,6 +200,37 @@ def test_a_failed_variant_is_counted_and_not_drawn():
     assert "1 more failed" in sentences(tables, settings)[0]
     figure = draw("scores", tables, settings)
     assert sum(bar.get_height() for bar in figure.axes[0].patches) == 11
+    assert 3 not in figure.axes[2].lines[0].get_xdata()
+    assert len(draw("reliability", tables, settings).axes[0].lines[0].get_xdata()) == 11
+
+
+def test_what_as_many_at_random_reach_is_a_band():
+    tables = made_tables()
+    panel = draw("rashomon", tables, made_settings()).axes[0]
+    part = tables["rashomon"].filter(measure="overlap", k=made_settings()["map_k"])
+    (band,) = [shape for shape in panel.collections if isinstance(shape, PolyCollection)]
+    drawn = set(band.get_paths()[0].vertices[:, 1].tolist())
+    assert drawn == {*part["random_low"], *part["random_high"]}
+
+
+def test_uniform_attention_is_not_told_to_train_more():
+    settings = made_settings(form="uniform")
+    _, *rest = sentences({}, settings)
+    assert "uniform attention has nothing to compare" in rest[0]
+    assert not [text for text in rest if "train" in text]
+
+
+def test_maps_of_fewer_stays_than_were_analysed_are_said_to_be(tmp_path):
+    tables, settings = made_tables(stays=5), made_settings(stays=5)
+    first = tables["samples"]["sample"][:2].to_list()
+    tables["maps"] = tables["maps"].filter(pl.col("sample").is_in(first))
+    found = payload(tables, settings, budget=10**6)
+    assert [stay["name"] for stay in found["stays"]] == first
+    assert found["notes"] == ["Maps are of 2 of the 5 stays: first those with saved attention."]
+    write_report(tables, settings, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert found["notes"][0] in html
+    assert re.findall(r'<figure id="figure-(\w+)">', html) == [plot.name for plot in PLOTS]
 
 
 def test_the_agreement_figure_stands_where_the_table_says():

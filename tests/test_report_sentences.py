@@ -73,9 +73,12 @@ def test_does_it_matter_calls_no_difference_that_may_be_none(ends, words):
 @pytest.mark.parametrize(
     ("three", "words"),
     [
-        ((0.3, 0.2, 0.4), "further than erasing the same mask rolled in time, by 0.300 [0.200, 0.400]"),
-        ((-0.3, -0.4, -0.2), "less far than erasing the same mask rolled in time, by 0.300 [0.200, 0.400]"),
-        ((0.1, -0.1, 0.3), "no further than erasing the same mask rolled in time, as far as can be told"),
+        ((0.3, 0.2, 0.4), "further, either way, than erasing the same mask rolled in time, by 0.300 [0.200, 0.400]"),
+        (
+            (-0.3, -0.4, -0.2),
+            "less far, either way, than erasing the same mask rolled in time, by 0.300 [0.200, 0.400]",
+        ),
+        ((0.1, -0.1, 0.3), "no further, either way, than erasing the same mask rolled in time, as far as can be told"),
     ],
 )
 def test_does_it_matter_compares_erasing_with_the_mask_rolled_in_time(three, words):
@@ -99,7 +102,7 @@ def test_why_they_differ_gives_the_share_of_each_factor():
     ]
     assert sentences(table("decomposition", *rows), made_settings())[3] == (
         "Of the disagreement of variants that share no seed, the initialisation explains 90 [80, 100] % and the order "
-        "of the data 1 [-2, 4] % (which cannot be told from nothing)."
+        "of the data 1 [-2, 4] % (which cannot be told from nothing); these intervals are over seeds."
     )
 
 

@@ -37,8 +37,8 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
     Args:
         cohort: Where they are.
         which: `none`; a split (`train`, `valid`, `test`); `SPLIT:N`, N samples stratified by label; `SPLIT:CLASS` or
-            `SPLIT:CLASS:N`, those of a class (its name, or `positive` for class 1 of a binary task); `all`; `@FILE`,
-            one id a line; or ids separated by commas.
+            `SPLIT:CLASS:N`, those of a class (its name, `class=NAME` if that is a number, or `positive` for class 1 of
+            a binary task); `all`; `@FILE`, one id a line; or ids separated by commas.
         seed: Draws the samples where a number is given.
 
     Returns:
@@ -73,19 +73,20 @@ def choose_samples(cohort: Cohort, which: str, *, seed: int = 0) -> Tensor:
 
 
 def _of_split(cohort: Cohort, split: str, rest: str, seed: int) -> Tensor:
-    """Rows of `SPLIT:N`, `SPLIT:CLASS` or `SPLIT:CLASS:N`."""
+    """Rows of `SPLIT:N`, `SPLIT:CLASS` or `SPLIT:CLASS:N`; a number is always N, a class by that name is `class=N`."""
     rows, classes = cohort.rows(split), cohort.task.classes
     named = {**({"positive": 1} if cohort.task.kind == "binary" else {}), **{name: c for c, name in enumerate(classes)}}
-    name, number = (rest, "") if rest in named else ("", rest)
-    if not name and ":" in rest:
-        name, _, number = rest.rpartition(":")
-        number = number or "0"  # refused below
-    if name and name not in named:
-        raise SpecError(f"`{split}:{rest}` names no class: task `{cohort.task.name}` has {', '.join(named)}.")
-    if number and not (number.isdecimal() and len(number) <= 18 and int(number) >= 1):
+    named = {f"class={name}" if name.isdecimal() else name: code for name, code in named.items()}
+    if rest.isdecimal():
+        name, number = "", rest
+    else:
+        name, number = (rest, "") if rest in named else rest.rpartition(":")[::2]
+        if name not in named:
+            raise SpecError(f"`{split}:{rest}` names no class: task `{cohort.task.name}` has {', '.join(named)}.")
+    if (number or name != rest) and not (number.isdecimal() and len(number) <= 18 and int(number) >= 1):
         raise SpecError(
             f"`{split}:{rest}` cannot be read: write {split}:N with N of 1 or more, or a class of task "
-            f"`{cohort.task.name}` ({', '.join(named)}), as {split}:{classes[-1]} or {split}:{classes[-1]}:N."
+            f"`{cohort.task.name}` ({', '.join(named)}), alone or with :N."
         )
     if name:
         rows = rows[cohort.y[rows] == named[name]]

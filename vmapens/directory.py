@@ -207,11 +207,11 @@ def _empty(paths: RunPaths) -> None:
     try:
         if paths.manifest.exists():
             write_json(paths.manifest, {"state": _REPLACED})
-        for folder in ("blocks", "attention", "analysis"):
+        for folder in ("blocks", "attention", "analysis", "figures"):
             if (paths.root / folder).exists():
                 shutil.rmtree(paths.root / folder)
         manifest, *tables = paths.single_files()
-        for name in (*tables, LIST_FILE, manifest):
+        for name in (*tables, "report.html", LIST_FILE, manifest):
             (paths.root / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{paths.root} cannot be emptied ({error.strerror}): choose another --out.") from error

@@ -22,16 +22,21 @@ from vmapens.analysis.tables import table
 from vmapens.directory import snapshot_name
 from vmapens.ensemble.stack import Stack
 
+_DRAWN = 200
+"""Sets of variants drawn at random, for each size."""
 
-def pairs_on_stay(subject: Subject, stack: Stack, row: int, grid: Grid, *, k: int, seed: int) -> dict[str, Any]:
-    """Agreement of each pair of variants on the attention of one stay, [V, V] by measure; none if a map is constant."""
+
+def agreement_of(
+    subject: Subject, stack: Stack, row: int, grid: Grid, *, k: int, seed: int
+) -> dict[str, Overlap | Spearman]:
+    """How the variants' attention on one stay agrees, by measure; none if a map is constant."""
     x = subject.cohort.x[row].to(subject.device)
     maps = attributions(subject.model, stack, x, int(subject.cohort.y[row]), names=["attention"])["attention"]
     ranking = rank_cells(maps.reshape(len(maps), -1), most=k, seed=seed)
     step = np.repeat(np.arange(grid.steps), grid.features)
     if ranking.constant.any():
         return {}
-    return {"overlap": Overlap(ranking.top, step).pairs(), "spearman": Spearman(ranking.rank, step).pairs()}
+    return {"overlap": Overlap(ranking.top, step), "spearman": Spearman(ranking.rank, step)}
 
 
 def decomposition_rows(
@@ -39,9 +44,13 @@ def decomposition_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the table `decomposition` from the mean agreement of each pair of variants of a crossed design."""
     levels = np.stack([np.unique(seeds, return_inverse=True)[1] for seeds in subject.factors.values()], axis=1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for measure, similarity in pairs.items():
-        for component, found in decompose(similarity, levels, tuple(subject.factors)).items():
+        try:
+            components = decompose(similarity, levels, tuple(subject.factors))
+        except ValueError:  # too many variants failed: no two levels of each factor are whole
+            return []
+        for component, found in components.items():
             share, low, high = found.share
             rows.append(
                 {"run": subject.name, "measure": measure, "k": k if measure == "overlap" else None}
@@ -90,8 +99,8 @@ def epochs_table(
         stack = subject.stack(name)
         means = []
         for row in rows:
-            pairs = pairs_on_stay(subject, stack, row, grid, k=k, seed=seed)
-            means.append({measure: mean_pair(of_pairs) for measure, of_pairs in pairs.items()})
+            found_here = agreement_of(subject, stack, row, grid, k=k, seed=seed)
+            means.append({measure: float(own.per_variant().mean()) for measure, own in found_here.items()})
         for measure in ("overlap", "spearman"):
             values = np.array([of_stay.get(measure, np.nan) for of_stay in means])
             if not np.isnan(values).all():
@@ -117,6 +126,7 @@ def good_table(
 def rashomon_table(
     sets: list[tuple[float, Bool[np.ndarray, "V"]]],
     of_sets: dict[str, list[list[float]]],
+    pairs: dict[str, Float64[np.ndarray, "V V"]],
     probability: Float[np.ndarray, "V N *C"],
     best: int,
     patient: Int[np.ndarray, "S"],
@@ -130,14 +140,16 @@ def rashomon_table(
     Args:
         sets: From `sets_by_loss`; the last one holds all variants.
         of_sets: Mean agreement within each set, by measure: a row a stay.
+        pairs: Mean agreement of each pair of variants over the stays, by measure.
         probability: On the test split.
         best: Place of the variant with the lowest validation loss.
         patient: Of the stays.
         k: Of the overlap.
         threshold: Of decisions; None for several classes.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap, and of sets at random.
     """
     found: list[dict[str, Any]] = []
+    generator = np.random.default_rng(seed)
     for measure, values in of_sets.items():
         by_set = np.array(values, np.float64)
         # Variants drawn at random agree as all of them do, whatever their number: a mean over pairs has no bias.
@@ -147,9 +159,12 @@ def rashomon_table(
             within = int(np.flatnonzero(members == best)[0])
             ambiguity, discrepancy = ambiguity_discrepancy(probability[members], within, threshold)
             estimate, low, high = over_stays(by_set[:, place], patient, seed)
+            drawn = (generator.permutation(len(chosen))[: len(members)] for _ in range(_DRAWN))
+            random = np.quantile([mean_pair(pairs[measure][np.ix_(few, few)]) for few in drawn], [0.025, 0.975])
             found.append(
                 {"epsilon": epsilon, "variants": len(members), "measure": measure}
                 | {"k": k if measure == "overlap" else None, "estimate": estimate, "low": low, "high": high}
-                | {"at_random": at_random, "ambiguity": ambiguity, "discrepancy": discrepancy, "threshold": threshold}
+                | {"at_random": at_random, "random_low": random[0], "random_high": random[1]}
+                | {"ambiguity": ambiguity, "discrepancy": discrepancy, "threshold": threshold}
             )
     return table("rashomon", found)

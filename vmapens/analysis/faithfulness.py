@@ -9,7 +9,7 @@ that axis. Ground truth: a loop over plain PyTorch modules, and Captum's ablatio
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -62,6 +62,21 @@ class Changes:
     shares: tuple[float, ...]
     fills: tuple[str, ...] = FILLS
     directions: tuple[str, ...] = DIRECTIONS
+
+
+@dataclass(frozen=True)
+class MeanChanges:
+    """The same, means over variants: of the changes, and of their sizes."""
+
+    change: Float64[np.ndarray, "M 2 _ 2 Q"]
+    size: Float64[np.ndarray, "M 2 _ 2 Q"]
+    of: Changes
+
+    @classmethod
+    def over_variants(cls, changes: Changes) -> "MeanChanges":
+        """Let go of the single variants."""
+        change, size = (values.mean(axis=-1, dtype=np.float64) for values in (changes.change, np.abs(changes.change)))
+        return cls(change, size, replace(changes, change=changes.change[..., :0].copy()))
 
 
 def ranking(scores: Float[np.ndarray, "V ..."], *, seed: int) -> Int32[np.ndarray, "V ..."]:
@@ -233,12 +248,14 @@ def permuted_attention(
     attention: Float[np.ndarray, "V ..."],
     *,
     permutations: int = 20,
+    over: str = "feature",
     seed: int,
 ) -> Float64[np.ndarray, "V"]:
-    """Total variation of the prediction when the attention is permuted within each step, mean over permutations.
+    """Total variation of the prediction when the attention is permuted, mean over permutations.
 
-    ``1/2 sum_c |p_c - p'_c|``, which is |p - p'| for a binary task. Weights move among the features of a step, or,
-    where the attention has steps alone, among the steps. In [0, 1]; 0 says that it does not matter where it looks.
+    ``1/2 sum_c |p_c - p'_c|``, which is |p - p'| for a binary task. Weights move along the axis that the softmax runs
+    over, so that each distribution stays what it is but for its order: among the features of a step, or among the
+    steps. In [0, 1]; 0 says that it does not matter where it looks.
 
     Args:
         model: One module of the architecture; it must be one that `holds_attention`.
@@ -246,6 +263,7 @@ def permuted_attention(
         x: The stay, standardised.
         attention: Of the variants on this stay.
         permutations: How many; the same ones for all variants.
+        over: Axis that the softmax runs over, `feature` or `step`; the only axis where there is one.
         seed: Of the permutations.
 
     Raises:
@@ -259,12 +277,14 @@ def permuted_attention(
     logits_given = one_variant(model, "logits_given")
     x = x.to(stack.theta)
     sizes = attention.shape[1:]
-    ordered = np.broadcast_to(np.arange(sizes[-1]), (1 + permutations, *sizes)).copy()
-    np.random.default_rng(seed).permuted(ordered[1:], axis=-1, out=ordered[1:])  # the first stays as it is
+    axis = -2 if over == "step" and len(sizes) > 1 else -1
+    places = np.arange(sizes[axis]).reshape(-1, *[1] * (-1 - axis))
+    ordered = np.broadcast_to(places, (1 + permutations, *sizes)).copy()
+    np.random.default_rng(seed).permuted(ordered[1:], axis=axis, out=ordered[1:])  # the first stays as it is
     order = torch.from_numpy(ordered).to(x.device)
 
     def of_one_variant(parameters: Parameters, attention: Tensor) -> Tensor:
-        permuted = per_variant(lambda weights: weights[None].take_along_dim(order, dim=-1), attention)
+        permuted = per_variant(lambda weights: weights[None].take_along_dim(order, dim=axis), attention)
         return logits_given(parameters, x.expand(len(order), *x.shape), permuted)
 
     computed = vmap(of_one_variant)

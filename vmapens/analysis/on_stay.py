@@ -182,10 +182,10 @@ def _divergence(
     """Divergence and its references.
 
     Chance is each variant's own entries in an order drawn for it. Divergence is of a whole mixture, not a mean over
-    pairs, so two references are put on its scale as if it added like squared distances, which it does where maps are
-    not far apart. Another patient: of a mixture m of half the variants here and half there, half of the pairs are on
-    one stay, so twice m less the mean of both stays' own. A mixture of few variants (of two: its own beginning) is
-    closer to them than one of V: times ``(1 - 1/V) / (1 - 1/few)``.
+    pairs, so two references are put on its scale as if it added like squared distances d, which it does where maps are
+    not far apart: a mixture of V is then ``sum of d over pairs / V^2``. Another patient: from a mixture of h variants
+    here and V - h there, without the pairs on one stay, which are known. A mixture of few variants (of two: its own
+    beginning) is closer to them than one of V: times ``(1 - 1/V) / (1 - 1/few)``.
     """
     masked = views if measured is None else Views(*(np.where(measured, maps, np.float32(0)) for maps in views))
     trained, partner, initial = (question.rows(maps, grain) for maps in masked)
@@ -209,11 +209,23 @@ def _divergence(
         "value": own.value,
         "chance": chance,
         "permuted": permuted,
-        "cross_patient": 2 * mixed - (own.value + there) / 2,
+        "cross_patient": _between(mixed, own.value, there, h=V // 2, V=V),
         "initialisation": divergence(initial, leave_out=False).value,
         "own_initialisation": own_divergence(trained, initial) * 2 * (1 - 1 / V),
     }
     return Found({name: None if value != value else value for name, value in row.items()}, own.without_each)
+
+
+def _between(mixed: float, here: float, there: float, *, h: int, V: int) -> float:
+    """Divergence of V variants as if all their pairs were of one here and one there; see `_divergence`.
+
+    >>> round(_between(0.5, 0.0, 0.0, h=1, V=2), 3)
+    0.5
+    """
+    of_pair_here, of_pair_there = (2 * V / (V - 1) * own for own in (here, there))
+    rest = V - h
+    of_pair = (2 * V**2 * mixed - h * (h - 1) * of_pair_here - rest * (rest - 1) * of_pair_there) / (2 * h * rest)
+    return (V - 1) / (2 * V) * of_pair
 
 
 def shuffled(

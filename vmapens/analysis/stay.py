@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from jaxtyping import Bool, Float32, Float64
 from scipy.stats import binom
@@ -16,7 +17,7 @@ from scipy.stats import binom
 from vmapens.analysis.agreement import Overlap, Spearman
 from vmapens.analysis.attribution import attributions, importance
 from vmapens.analysis.drop import Survival, by_chance, held_by_share, survivors
-from vmapens.analysis.faithfulness import Changes, faithfulness, permuted_attention
+from vmapens.analysis.faithfulness import MeanChanges, faithfulness, permuted_attention
 from vmapens.analysis.grain import WINDOWS, Grid, counts_of, group_numbers
 from vmapens.analysis.interval import jackknife_error
 from vmapens.analysis.on_stay import Question, Views, agreement_on_stay
@@ -30,6 +31,8 @@ from vmapens.ensemble.stack import Stack
 from vmapens.ensemble.step import holds_attention
 
 HELD_SHARES = (0.5, 0.8, 0.95)
+MAPPED = 64
+"""Stays of which maps are kept: those whose attention is saved, then the first ones."""
 BINS = 60
 """Of the histograms of mean ranks."""
 _GRADIENTS = ("gradient_x_input", "integrated_gradients")
@@ -49,6 +52,7 @@ class Collected:
         pairs: Sums over stays of the agreement of each pair of variants, by measure.
         of_sets: Mean agreement within each set of variants that was asked for, by measure: one row a stay.
         histogram: Sum over stays of the shares of cells by mean rank, a row a number of variants.
+        drops: Rows of the table `drop`, a frame a stay and k.
         changes: Of the signed logit, by row of the cohort.
         total_variation: Of the prediction under permuted attention [V], by row of the cohort.
         planted: Average precision [V] and chance, by attribution; one entry a stay in which the cause acts.
@@ -60,7 +64,8 @@ class Collected:
     pairs: dict[str, Float64[np.ndarray, "V V"]] = field(default_factory=dict)
     of_sets: dict[str, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
     histogram: Float64[np.ndarray, "_ _"] | None = None
-    changes: dict[int, Changes] = field(default_factory=dict)
+    drops: list[pl.DataFrame] = field(default_factory=list)
+    changes: dict[int, MeanChanges] = field(default_factory=dict)
     total_variation: dict[int, Float64[np.ndarray, "V"]] = field(default_factory=dict)
     planted: dict[str, list[tuple[Float64[np.ndarray, "V"], float]]] = field(default_factory=lambda: defaultdict(list))
 
@@ -91,6 +96,7 @@ class StayStudy:
         counts_of(settings.top_k, self.full.cells)  # what the other attributions are asked
         self.survival = Survival(len(subject.variants))
         self.collected = Collected()
+        self._mapped: set[int] = set()
 
     @property
     def map_k(self) -> int:
@@ -100,12 +106,15 @@ class StayStudy:
     def question(self, name: str, row: int) -> Question:
         """What is asked about an attribution of a stay; each stay has draws of its own, whose noise evens out."""
         own = name == "attention"
-        over = "step" if own and (self.subject.form.endswith("time") or self.grid.features == 1) else "feature"
+        over = self.subject.softmax_over if own else "feature"
         grid, seed = self.grid if own else self.full, _seed(self.settings.seed, row)
         return Question(grid, self.settings.top_k, over, name in _GRADIENTS, seed)
 
     def look(self, pairs: list[tuple[int, int]]) -> Iterator[int]:
         """Look at stays, each beside another one (itself: some stay of another patient); yield each when it is done."""
+        saved = set(self.subject.run.saved_samples)
+        in_order = sorted((self.subject.cohort.samples[row] not in saved, row) for row, _ in pairs)
+        self._mapped = {row for _, row in in_order[:MAPPED]}
         maps: dict[int, dict[str, Maps]] = {}
         for row, partner in pairs:
             other = self._some_other(row) if partner == row else partner
@@ -129,13 +138,14 @@ class StayStudy:
     def _look(self, row: int, partner: int, own: dict[str, Maps], other: dict[str, Maps]) -> None:
         initial = self.maps_of(self._initial, row)
         sample = self.subject.cohort.samples[row]
-        observed: np.ndarray = self.subject.cohort.observed[row].numpy()
+        observed = self._measured(row)
         for name, maps in own.items():
             question = self.question(name, row)
             measured = observed if question.grid is self.full else np.any(observed, axis=1, keepdims=True)
             found, ranking = agreement_on_stay(Views(maps, other[name], initial[name]), question, measured)
             for entry in found:
-                numbers = {"se": jackknife_error(entry.without_each), **entry.row}
+                error = np.nan if self.subject.is_crossed else jackknife_error(entry.without_each)
+                numbers = {"se": error, **entry.row}
                 self.collected.rows["agreement"].append({"sample": sample, "attribution": name, **numbers})
                 self._add_without(name, entry.row, entry.without_each)
             for k in question.counts(question.grid.cells):
@@ -149,6 +159,14 @@ class StayStudy:
                 self.collected.planted[name].append((precision, self._truth.chance(row)))
         if "faithfulness" not in self.settings.without:
             self._faithfulness(row, partner, own)
+
+    def _measured(self, row: int) -> Bool[np.ndarray, "T F"]:
+        """Which cells of a stay were measured in that very step; an indicator never is."""
+        cohort = self.subject.cohort
+        observed: np.ndarray = cohort.observed[row].numpy()
+        if cohort.spec.indicators:
+            observed = observed & (np.arange(observed.shape[1]) < observed.shape[1] // 2)
+        return observed
 
     def _add_without(self, name: str, row: dict[str, Any], without: Float64[np.ndarray, "V"]) -> None:
         if row.get("value") is None or np.isnan(without).any():
@@ -165,7 +183,7 @@ class StayStudy:
         self._map(row, "sd", maps.std(axis=0, dtype=np.float64))
         if self.grid is self.full:
             self._map(row, "value", raw_values(self.subject.cohort, torch.tensor([row]))[0].numpy())
-            self._map(row, "measured", self.subject.cohort.observed[row].numpy())
+            self._map(row, "measured", self._measured(row))
         if ranking.constant.any():
             return
         self.collected.compared.append(row)
@@ -173,16 +191,13 @@ class StayStudy:
             overlap = Overlap(ranking.top[:, :k], step)
             held_by = overlap.held_by()
             drop = {
-                "sample": [sample] * V,
-                "k": [k] * V,
-                "n": range(1, V + 1),
-                "random_order": survivors(overlap.top, n, seed=_seed(self.settings.seed, row, k)).tolist(),
-                "exact": self.survival.expected(held_by).tolist(),
-                "chance": by_chance(k, n, V).tolist(),
+                "n": np.arange(1, V + 1),
+                "random_order": survivors(overlap.top, n, seed=_seed(self.settings.seed, row, k)),
+                "exact": self.survival.expected(held_by),
+                "chance": by_chance(k, n, V),
             }
-            self.collected.rows["drop"] += [
-                dict(zip(drop, values, strict=True)) for values in zip(*drop.values(), strict=True)
-            ]
+            named = (pl.lit(sample).alias("sample"), pl.lit(k).alias("k"))
+            self.collected.drops.append(pl.DataFrame(drop).select(*named, pl.all()))
             for share in HELD_SHARES:
                 by_luck = n * float(_at_least(share, V, k / n))
                 cells = held_by_share(held_by, V, share)
@@ -224,13 +239,15 @@ class StayStudy:
         return rows
 
     def _map(self, row: int, kind: str, values: np.ndarray, variant: int | None = None) -> None:
+        if row not in self._mapped:
+            return
         flat = np.asarray(values, np.float32).reshape(-1)
         entry = {"sample": self.subject.cohort.samples[row], "kind": kind, "variant": variant, "values": flat}
         self.collected.rows["maps"].append(entry)
 
     def add_variants(self, rows: list[int], places: list[int]) -> None:
         """Maps of single variants, by their place among the good ones."""
-        for row in rows:
+        for row in sorted(self._mapped.intersection(rows)):
             for place in places:
                 x = self.subject.cohort.x[row].to(self.subject.device)
                 stack = self.stack.rows(place, place + 1)
@@ -251,9 +268,11 @@ class StayStudy:
             for name, maps in own.items()
         }
         y = int(cohort.y[row])
-        self.collected.changes[row] = faithfulness(model, self.stack, x, y, other, found, seed=seed)
+        changes = faithfulness(model, self.stack, x, y, other, found, seed=seed)
+        self.collected.changes[row] = MeanChanges.over_variants(changes)
         if holds_attention(model):
-            variation = permuted_attention(model, self.stack, x, found["attention"], seed=seed)
+            over, attention = self.subject.softmax_over, found["attention"]
+            variation = permuted_attention(model, self.stack, x, attention, over=over, seed=seed)
             self.collected.total_variation[row] = variation
 
 

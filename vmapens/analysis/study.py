@@ -16,10 +16,10 @@ from jaxtyping import Float64
 from vmapens import atomic
 from vmapens.analysis.agreement import Overlap, Spearman
 from vmapens.analysis.causes import (
+    agreement_of,
     decomposition_rows,
     epochs_table,
     good_table,
-    pairs_on_stay,
     rashomon_table,
     sets_by_loss,
 )
@@ -44,13 +44,15 @@ from vmapens.analysis.truth import planted_truth
 from vmapens.analysis.worth import attributions_table, faithfulness_table, permutation_table, planted_table
 from vmapens.directory import occupy, write_parquet
 from vmapens.ensemble.seeds import Factory
-from vmapens.errors import RunError, first_line
+from vmapens.errors import RunError, SpecError, first_line
 from vmapens.manifest import versions
 from vmapens.nn.threads import spread_over
+from vmapens.run import Run, open_run
+from vmapens.spec import Device, RunSpec
 from vmapens.training import Listener, Silence
 
 SETTINGS_FILE = "analysis.json"
-_NEEDED = {"run", "variants", "task", "k", "notes", "settings"}
+_NEEDED = {"run", "variants", "task", "k", "notes", "settings", "weights"}
 
 
 def analyze(
@@ -59,6 +61,7 @@ def analyze(
     settings: Settings | None = None,
     cohort: str | Path | None = None,
     model: Factory | str | None = None,
+    device: Device | None = None,
     listener: Listener | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Analyse the explanations of a run, and write the tables into its folder `analysis`.
@@ -70,6 +73,7 @@ def analyze(
         settings: Which stays, and how; the defaults if None.
         cohort: Where the cohort is now, if not where it was.
         model: What the run was trained with, if not a built-in model: the name of a class, or a factory.
+        device: Where to compute, if not where the runs were trained.
         listener: Hears of progress.
 
     Returns:
@@ -79,11 +83,10 @@ def analyze(
         VmapensError: If a run cannot be analysed, runs cannot be compared, or a setting is wrong; nothing is written.
     """
     paths = [Path(run), *map(Path, others)]
-    subjects = open_all(paths, None if cohort is None else Path(cohort), model)
+    subjects = open_all(paths, None if cohort is None else Path(cohort), model, device)
     study = Study(subjects, settings or Settings())
-    with spread_over():
+    with occupy(paths[0], overwrite=False, resume=True) as held, spread_over():
         tables = study.tables(listener or Silence())
-    with occupy(paths[0], overwrite=False, resume=True) as held:
         folder = held.root / "analysis"
         (folder / SETTINGS_FILE).unlink(missing_ok=True)  # what is there meanwhile is of no one analysis
         for name, frame in tables.items():
@@ -108,10 +111,17 @@ def read_analysis(run: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
         wrong = [name for name, frame in tables.items() if frame.schema != TABLES[name]]
         if wrong or not isinstance(settings, dict) or not settings.keys() >= _NEEDED:
             raise ValueError(f"{', '.join(wrong) or SETTINGS_FILE} is not what vmapens writes")
+        if settings["weights"] != _weights_of(open_run(run)):
+            raise ValueError("the run was trained further since")
     except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
         why = first_line(error)
         raise RunError(f"{folder} cannot be read ({why}): `vmapens analyze {run}` writes it again.") from error
     return tables, settings
+
+
+def _weights_of(run: Run) -> list[str]:
+    """Checksums of the kept weights, by which an analysis knows its run."""
+    return [run.paths.finished(block).weights for block in run.blocks]
 
 
 class Study:
@@ -139,6 +149,8 @@ class Study:
         self._is_binary = subject.cohort.task.kind == "binary"
         self._prevalence = float(y_train.mean()) if self._is_binary else None
         self._threshold = (settings.threshold or self._prevalence) if self._is_binary else None
+        if settings.threshold is not None and not self._is_binary:
+            raise SpecError(f"--threshold is for a binary task; {subject.cohort.task.name} decides for a class.")
 
     def tables(self, listener: Listener) -> dict[str, pl.DataFrame]:
         """Everything, by name."""
@@ -157,10 +169,9 @@ class Study:
         samples = [subject.cohort.samples[row] for row in self._rows]
         patient = dict(zip(samples, subject.cohort.patient[self._rows].tolist(), strict=True))
         company = dict(zip(samples, (stay.company for stay in self._compared), strict=True))
-        tables = {
-            name: table(name, found.rows[name]) for name in ("agreement", "measured", "drop", "rank_spread", "held")
-        }
+        tables = {name: table(name, found.rows[name]) for name in ("agreement", "measured", "rank_spread", "held")}
         tables |= {
+            "drop": table("drop", pl.concat(found.drops).to_dict() if found.drops else []),
             "samples": self._samples(rows),
             "scores": scores_table(subject),
             "rank_histogram": table("rank_histogram", stays.rank_histogram()),
@@ -178,6 +189,7 @@ class Study:
             "rashomon": rashomon_table(
                 self._sets,
                 found.of_sets,
+                pairs,
                 subject.predictions("test")[2],
                 best,
                 subject.cohort.patient[found.compared],
@@ -196,7 +208,13 @@ class Study:
         )
         tables["epochs"] = epochs_table(subject, tables["agreement"], self._rows, stays.grid, k=k, seed=seed)
         tables["attributions"] = attributions_table(
-            tables["consistency"], found.changes, tables["planted"], subject.cohort, shares=settings.top_k, seed=seed
+            tables["consistency"],
+            found.changes,
+            tables["planted"],
+            subject.cohort,
+            shares=settings.top_k,
+            variants_are_exchangeable=not subject.is_crossed,
+            seed=seed,
         )
         return {name: tables[name] for name in TABLES}
 
@@ -227,10 +245,10 @@ class Study:
                 continue
             stack, totals, stays = subject.stack(), dict[str, Float64[np.ndarray, "V V"]](), 0
             for row in self._rows:
-                found = pairs_on_stay(subject, stack, row, self._stays.grid, k=k, seed=seed)
+                found = agreement_of(subject, stack, row, self._stays.grid, k=k, seed=seed)
                 stays += bool(found)
                 for measure, own in found.items():
-                    totals[measure] = totals.get(measure, 0) + own.astype(np.float64)
+                    totals[measure] = totals.get(measure, 0) + own.pairs().astype(np.float64)
             rows += decomposition_rows(subject, {name: total / stays for name, total in totals.items()}, k=k)
         return rows
 
@@ -304,7 +322,7 @@ class Study:
             "prevalence": self._prevalence,
             "threshold": self._threshold,
             "bayes_auroc": None if self._truth is None else self._truth.bayes_auroc,
-            "saved": [sample for sample in subject.run.saved_samples if sample in cohort.samples],
+            "weights": _weights_of(subject.run),
             "settings": dataclasses.asdict(self._settings),
             "runs": [other.name for other in self._subjects],
             "notes": self._notes(),
@@ -324,16 +342,29 @@ class Study:
                 "The design is crossed: some pairs of variants share a seed and agree for that reason; the "
                 "decomposition tells these apart, and no interval over variants is given."
             )
-        if not self._stays.collected.pairs:
+        lost = len(self._rows) - len(self._stays.collected.compared)
+        if lost:
             notes.append(
-                "The attention of some variants is the same everywhere: it has no ranking, so nothing is compared."
+                f"On {lost} of {len(self._rows)} stays the attention of some variant is the same everywhere and has no "
+                "ranking: drop, ranks and pairs are of the other stays."
             )
+        for other in self._subjects[1:]:
+            if different := _other_settings(subject.run.spec, other.run.spec):
+                notes.append(f"{other.name} was trained with another {', '.join(different)}, not only other attention.")
         if len({int(subject.cohort.patient[row]) for row in self._rows}) < 2:
             notes.append("All stays are of one patient: there is no interval over stays.")
         splits = sorted({str(subject.cohort.split[row]) for row in self._rows})
         if splits != ["test"]:
             notes.append(f"The stays are of the splits {', '.join(splits)}: what was trained on them may look surer.")
         return notes
+
+
+def _other_settings(first: RunSpec, other: RunSpec) -> list[str]:
+    """Settings, but for the form of attention, in which two runs differ and that scores depend on."""
+    free = {"device", "precision", "snapshots"}
+    train, against = dataclasses.asdict(first.train), dataclasses.asdict(other.train)
+    found = [name for name in train if name not in free and train[name] != against[name]]
+    return (["hidden"] if first.model.hidden != other.model.hidden else []) + found
 
 
 def _mean_with_others(pairs: Float64[np.ndarray, "V V"] | None) -> Float64[np.ndarray, "V"] | None:

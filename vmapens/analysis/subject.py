@@ -18,7 +18,7 @@ from vmapens.ensemble.stack import Stack, columns_of, stack_modules
 from vmapens.errors import RunError, SpecError
 from vmapens.nn.kernels import compute_device
 from vmapens.run import Run, open_run
-from vmapens.spec import BUILT_IN
+from vmapens.spec import BUILT_IN, Device
 
 LEAST_VARIANTS = 2
 
@@ -44,13 +44,20 @@ class Subject:
     device: torch.device
 
     @classmethod
-    def open(cls, path: Path, cohort: Cohort | Path | None = None, model: Factory | str | None = None) -> "Subject":
+    def open(
+        cls,
+        path: Path,
+        cohort: Cohort | Path | None = None,
+        model: Factory | str | None = None,
+        device: Device | None = None,
+    ) -> "Subject":
         """Open a run for analysis.
 
         Args:
             path: The run directory.
             cohort: Loaded already, or where it is now, if not where it was.
             model: What the run was trained with, if not a built-in model: the name of a class, or a factory.
+            device: Where to compute, if not where it was trained.
 
         Raises:
             RunError: If it is no finished run, fewer than two of its variants are good, or its model is another one.
@@ -70,7 +77,8 @@ class Subject:
                 f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own model."
             )
         loaded = cohort if isinstance(cohort, Cohort) else cohort_of(run, cohort)
-        return cls(run, loaded, factory, module, variants, compute_device(run.spec.train))
+        spec = run.spec.train if device is None else replace(run.spec.train, device=device, precision="auto")
+        return cls(run, loaded, factory, module, variants, compute_device(spec))
 
     @property
     def name(self) -> str:
@@ -84,6 +92,12 @@ class Subject:
         if not _is_built_in(self.run):
             return str(self.run.manifest["model"]["class"])
         return f"frozen {spec.attend_over}" if spec.freeze_attention else spec.attend_over
+
+    @property
+    def softmax_over(self) -> str:
+        """Axis along which its attention sums to 1: `step`, or `feature`, as is supposed of a model of one's own."""
+        over_time = _is_built_in(self.run) and self.run.spec.model.attend_over == "time"
+        return "step" if over_time or "feature" not in self.axes else "feature"
 
     @property
     def is_crossed(self) -> bool:
@@ -161,13 +175,19 @@ class Subject:
         return rows, self.cohort.y[rows].numpy(), probability
 
 
-def open_all(paths: list[Path], cohort: Path | None = None, model: Factory | str | None = None) -> list[Subject]:
+def open_all(
+    paths: list[Path],
+    cohort: Path | None = None,
+    model: Factory | str | None = None,
+    device: Device | None = None,
+) -> list[Subject]:
     """Open the run to be analysed and those it is compared with, which share its cohort.
 
     Args:
         paths: Of the runs, the one to be analysed first.
         cohort: Where it is now, if not where it was.
         model: As in `Subject.open`, for those of the runs that are not of the built-in model.
+        device: As in `Subject.open`.
 
     Raises:
         RunError: If one cannot be analysed, or they cannot be compared; the line says why.
@@ -180,8 +200,9 @@ def open_all(paths: list[Path], cohort: Path | None = None, model: Factory | str
             raise RunError(f"{path} cannot be compared with {paths[0]}: {problem}.")
     built_in = [_is_built_in(run) for run in runs]
     models = [None if is_built_in and not all(built_in) else model for is_built_in in built_in]
-    first = Subject.open(paths[0], cohort, models[0])
-    return [first, *(Subject.open(path, first.cohort, own) for path, own in zip(paths[1:], models[1:], strict=True))]
+    first = Subject.open(paths[0], cohort, models[0], device)
+    others = zip(paths[1:], models[1:], strict=True)
+    return [first, *(Subject.open(path, first.cohort, own, device) for path, own in others)]
 
 
 def _is_built_in(run: Run) -> bool:

@@ -126,8 +126,8 @@ TABLES: dict[str, pl.Schema] = {
     # Average precision of finding the planted cells, mean over the stays in which the cause acts; chance: random order.
     "planted": pl.Schema({"attribution": _TEXT, "variant": _INT, "average_precision": _FLOAT, "chance": _FLOAT}),
     # Consistent, faithful, right: `property` is consistent (corrected overlap of cells at the middle k), patient (the
-    # same, the part about the patient), faithful (comprehensiveness at q = 0.1 less that of its mask rolled in time,
-    # signed so that more is better) or right (average precision on planted cells).
+    # same, the part about the patient), faithful (by how much erasing a tenth of the cells moves the logit, either
+    # way, more than the attention's mask rolled in time does) or right (average precision on planted cells).
     "attributions": pl.Schema(
         {"attribution": _TEXT, "property": _TEXT, "estimate": _FLOAT, **_INTERVAL, "chance": _FLOAT}
     ),
@@ -142,10 +142,18 @@ TABLES: dict[str, pl.Schema] = {
         {"which": _TEXT, "epoch": _FLOAT, "measure": _TEXT, "k": _INT, "estimate": _FLOAT, **_INTERVAL}
     ),
     # Variants within epsilon of the lowest validation loss: how many, how alike (test stays), and how alike as many
-    # drawn at random are; share of test stays on which one flips the best one's decision, largest share by one.
+    # drawn at random are: the mean, and the range of 95 % of the draws; share of test stays on which one flips the best
+    # one's decision, largest share by one.
     "rashomon": pl.Schema(
         {"epsilon": _FLOAT, "variants": _INT, "measure": _TEXT, "k": _INT, "estimate": _FLOAT, **_INTERVAL}
-        | {"at_random": _FLOAT, "ambiguity": _FLOAT, "discrepancy": _FLOAT, "threshold": _FLOAT}
+        | {
+            "at_random": _FLOAT,
+            "random_low": _FLOAT,
+            "random_high": _FLOAT,
+            "ambiguity": _FLOAT,
+            "discrepancy": _FLOAT,
+            "threshold": _FLOAT,
+        }
     ),
     # Each variant's validation loss, its distance to the best, and the p-value of being as good as the best,
     # corrected for choosing the best of V by noise.

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int
 
-from vmapens.analysis.faithfulness import Changes
+from vmapens.analysis.faithfulness import MeanChanges
 from vmapens.analysis.interval import Interval, over_stays, over_variants
 from vmapens.analysis.tables import ATTRIBUTIONS, table
 from vmapens.cohort.load import Cohort
@@ -18,20 +18,18 @@ _SHARE = 0.1  # of the cells, at which attributions are compared
 
 
 def outcomes_of(cohort: Cohort, rows: list[int]) -> dict[str, Int[np.ndarray, "S"]]:
-    """Places of the stays of each outcome; all of them where there are more than two classes."""
+    """Places of the stays of each outcome that there is."""
     y = cohort.y[rows].numpy()
-    if cohort.task.kind == "multiclass":
-        return {"all": np.arange(len(rows))}
     return {name: np.flatnonzero(y == code) for code, name in enumerate(cohort.task.classes) if (y == code).any()}
 
 
-def faithfulness_table(changes: dict[int, Changes], cohort: Cohort, *, seed: int) -> pl.DataFrame:
+def faithfulness_table(changes: dict[int, MeanChanges], cohort: Cohort, *, seed: int) -> pl.DataFrame:
     """The table `faithfulness`: mean changes of the signed logit over variants and the stays of an outcome."""
     if not changes:
         return table("faithfulness", [])
-    rows, first = list(changes), next(iter(changes.values()))
-    change = np.stack([entry.change.mean(axis=-1, dtype=np.float64) for entry in changes.values()])
-    size = np.stack([np.abs(entry.change).mean(axis=-1, dtype=np.float64) for entry in changes.values()])
+    rows, first = list(changes), next(iter(changes.values())).of
+    change = np.stack([entry.change for entry in changes.values()])
+    size = np.stack([entry.size for entry in changes.values()])
     found_rows = []
     for outcome, places in outcomes_of(cohort, rows).items():
         clusters = cohort.patient[np.array(rows)[places]]
@@ -81,11 +79,12 @@ def planted_table(
 
 def attributions_table(
     consistency: pl.DataFrame,
-    changes: dict[int, Changes],
+    changes: dict[int, MeanChanges],
     planted: pl.DataFrame,
     cohort: Cohort,
     *,
     shares: tuple[float, ...],
+    variants_are_exchangeable: bool,
     seed: int,
 ) -> pl.DataFrame:
     """The table `attributions`: consistent, about the patient, faithful and right, a row each, of every attribution.
@@ -96,6 +95,7 @@ def attributions_table(
         planted: The table of that name.
         cohort: Of the stays.
         shares: The k, as shares of the cells; the middle one is taken.
+        variants_are_exchangeable: As for `consistency_table`.
         seed: Of the bootstrap.
     """
     found_rows: list[dict[str, Any]] = []
@@ -118,17 +118,18 @@ def attributions_table(
         if len(right):
             values = right["average_precision"].to_numpy()
             without = (values.sum() - values) / max(1, len(values) - 1)
+            without = without if variants_are_exchangeable else without[:0]
             add(name, "right", over_variants(without, float(values.mean())), right["chance"][0])
     return table("attributions", found_rows)
 
 
-def _beyond_rolled(name: str, changes: dict[int, Changes]) -> Float64[np.ndarray, "S"]:
+def _beyond_rolled(name: str, changes: dict[int, MeanChanges]) -> Float64[np.ndarray, "S"]:
     """How much more an attribution's cells, erased, move the signed logit than the attention's mask rolled in time."""
     values = []
     for entry in changes.values():
-        if name not in entry.masks or "rolled" not in entry.masks or _SHARE not in entry.shares:
+        masks, shares = entry.of.masks, entry.of.shares
+        if name not in masks or "rolled" not in masks or _SHARE not in shares:
             return np.empty(0)
-        # Filled with the training mean, attention recomputed, erased.
-        size = np.abs(entry.change[:, 0, 0, 0, entry.shares.index(_SHARE)]).mean(axis=-1, dtype=np.float64)
-        values.append(size[entry.masks.index(name)] - size[entry.masks.index("rolled")])
+        size = entry.size[:, 0, 0, 0, shares.index(_SHARE)]  # filled with the training mean, recomputed, erased
+        values.append(size[masks.index(name)] - size[masks.index("rolled")])
     return np.array(values)

@@ -8,6 +8,7 @@ import typer
 from vmapens.analysis.settings import DEFAULT_SAMPLES, PARTS, Settings
 from vmapens.cli.options import Json, Moved, OwnModel, app, to_json
 from vmapens.errors import SpecError
+from vmapens.spec import Device
 from vmapens.terminal import Progress, say
 
 Figures = Literal["svg", "png", "pdf"]
@@ -27,6 +28,9 @@ def analyze(
     threshold: Annotated[float | None, typer.Option(help="Of decisions (default: the prevalence).")] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     without: Annotated[str, typer.Option(help=f"What to leave out: {', '.join(PARTS)}.")] = "",
+    mask_variants: Annotated[int, typer.Option(help="Best variants that learn masks.")] = 8,
+    mask_stays: Annotated[int, typer.Option(help="Stays on which they do.")] = 8,
+    device: Annotated[Device | None, typer.Option(help="Where to compute (default: as the training).")] = None,
     cohort: Moved = None,
     model: OwnModel = None,
     as_json: Json = False,
@@ -43,12 +47,20 @@ def analyze(
         threshold=threshold,
         seed=seed,
         without=tuple(part for part in without.split(",") if part),
+        mask_variants=mask_variants,
+        mask_stays=mask_stays,
     )
-    carry_out(runs, settings, cohort=cohort, model=model, as_json=as_json)
+    carry_out(runs, settings, cohort=cohort, model=model, device=device, as_json=as_json)
 
 
 def carry_out(
-    runs: list[Path], settings: Settings, *, cohort: Path | None = None, model: str | None = None, as_json: bool = False
+    runs: list[Path],
+    settings: Settings,
+    *,
+    cohort: Path | None = None,
+    model: str | None = None,
+    device: Device | None = None,
+    as_json: bool = False,
 ) -> None:
     """Analyse, and print the answer in four sentences."""
     from vmapens.analysis.study import analyze, read_analysis
@@ -56,7 +68,7 @@ def carry_out(
 
     progress = Progress("stays")
     try:
-        tables = analyze(*runs, settings=settings, cohort=cohort, model=model, listener=progress)
+        tables = analyze(*runs, settings=settings, cohort=cohort, model=model, device=device, listener=progress)
     finally:
         progress.stop()
     _, description = read_analysis(runs[0])

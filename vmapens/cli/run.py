@@ -12,7 +12,7 @@ from vmapens.errors import RunError
 @app.command()
 def attend(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
-    samples: Annotated[str, typer.Option(help="test, test:N, all, @FILE, or ids separated by commas.")],
+    samples: Annotated[str, typer.Option(help="test, test:N, test:CLASS, all, @FILE, or ids separated by commas.")],
     cohort: Moved = None,
     model: OwnModel = None,
     as_json: Json = False,

@@ -61,7 +61,9 @@ def train(
     no_sample_ids: Annotated[
         bool | None, typer.Option("--no-sample-ids", help="Write row numbers instead of ids.")
     ] = None,
-    save_attention: Annotated[str | None, typer.Option(help="none, all, test:N (default test:16), @FILE.")] = None,
+    save_attention: Annotated[
+        str | None, typer.Option(help="none, all, test:N (default test:16), test:CLASS, @FILE.")
+    ] = None,
     block: Annotated[str | None, typer.Option(help="Variants per block of files: auto or N.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the kernels.")] = None,

@@ -38,7 +38,6 @@ BLUE, SKY, ORANGE, GREEN, VERMILLION, PINK, YELLOW = (
     "#C9B400",  # Okabe and Ito's yellow, darkened to show as a thin line on white
 )
 CYCLE = (BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY, YELLOW, BLACK)
-MARKERS = "os^Dv<>P"
 WIDTH = 8.4
 """Inches, of every figure; the page shows them as wide as its text."""
 
@@ -129,7 +128,7 @@ def dot(
 def name_rows(panel: Axes, names: Sequence[str]) -> None:
     """Rows from the top down, one a name, with a light line through each."""
     panel.set_yticks(range(len(names)), names)
-    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.set_ylim(max(1, len(names)) - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="y")
 

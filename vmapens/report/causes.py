@@ -88,6 +88,8 @@ def rashomon(tables: Tables, settings: Settings) -> Figure | None:
     epsilon = part["epsilon"].to_numpy()
     alike.plot(epsilon, _floats(part["estimate"]), marker="o", color=canvas.VERMILLION, label="within epsilon")
     alike.vlines(epsilon, _floats(part["low"]), _floats(part["high"]), color=canvas.VERMILLION, linewidth=1.2)
+    random_ends = _floats(part["random_low"]), _floats(part["random_high"])
+    alike.fill_between(epsilon, *random_ends, color=canvas.GREY, alpha=0.25, linewidth=0)
     alike.plot(epsilon, _floats(part["at_random"]), "--", color=canvas.GREY, label="as many at random")
     alike.set(title="How alike they are", ylabel=_with_k(measure, part))
     alike.legend()

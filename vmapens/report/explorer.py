@@ -62,8 +62,10 @@ def payload(tables: Tables, settings: Settings, *, budget: int) -> dict[str, Any
         stay["planes"] += planes
         with_singles += 1
     notes = []
+    if 0 < len(order) < len(known):
+        notes.append(f"Maps are of {len(order)} of the {len(known)} stays: first those with saved attention.")
     if len(stays) < len(order):
-        notes.append(f"To keep this page small it holds the maps of {len(stays)} of the {len(order)} stays analysed.")
+        notes.append(f"To keep this page small it holds those of {len(stays)} of the {len(order)} stays with maps.")
     if any(singles) and with_singles < len(stays):
         notes.append(
             f"Single variants are in it for the first {with_singles} of them."

@@ -28,7 +28,7 @@ _OUTCOMES = 3  # panels side by side; of more outcomes the ones with most stays 
 _PROPERTIES = {
     "consistent": ("Consistent", "overlap beyond chance"),
     "patient": ("About the patient", "overlap beyond\nanother stay's"),
-    "faithful": ("Faithful", "change of the logit beyond\nthe mask rolled in time"),
+    "faithful": ("Faithful", "move of the logit, either way,\nbeyond the mask rolled in time"),
     "right": ("Right", "average precision,\nplanted cells"),
 }
 
@@ -139,7 +139,7 @@ def faithfulness_choices(tables: Tables, settings: Settings) -> Figure | None:
 
 
 def permutation(tables: Tables, settings: Settings) -> Figure | None:
-    """Total variation of the prediction when attention is permuted within each step, by outcome."""
+    """Total variation of the prediction when attention is permuted, by outcome."""
     frame = tables["permutation"].filter(pl.col("total_variation").is_finite())
     if frame.is_empty():
         return None
@@ -186,7 +186,7 @@ def attributions_numbers(tables: Tables, settings: Settings) -> list[list[str]]:
 
 
 def planted(tables: Tables, settings: Settings) -> Figure | None:
-    """Average precision of finding the planted cells, the variants as a violin, beside chance."""
+    """Average precision of finding the planted cells, a dot a variant, beside chance."""
     frame = tables["planted"].filter(pl.col("average_precision").is_finite())
     shown = [name for name in ATTRIBUTIONS if name in distinct(frame, "attribution")]
     if not shown:
@@ -204,7 +204,7 @@ def planted(tables: Tables, settings: Settings) -> Figure | None:
         float(frame["chance"].drop_nulls().to_numpy().mean()),
         color=canvas.BLACK,
         linestyle=":",
-        label="chance: the planted cells' prevalence",
+        label="chance: a random order of the cells, in the mean",
     )
     canvas.name_rows(panel, [name_of(name) for name in shown])
     panel.set(xlabel="average precision of finding the planted cells", xlim=(0, None))

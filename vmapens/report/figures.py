@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from vmapens.atomic import atomic_path
 from vmapens.report import canvas, causes, consistency, faithfulness, maps, scores
-from vmapens.report.selection import Settings, Tables, middle
+from vmapens.report.selection import Settings, Tables
 
 SECTIONS = {
     "well": "How well do the variants do?",
@@ -31,7 +31,7 @@ class Plot:
         name: Of its file and its place on the page.
         section: A key of SECTIONS.
         title: What it shows.
-        caption: What to look for, and what chance looks like; `{k}` and the like are filled in.
+        caption: What to look for, and what chance looks like; `{stay}` and the like are filled in.
         missing: What to run where the tables hold nothing for it.
         draw: From tables and settings to the figure; None where there is nothing to draw.
         counterpart: What it is the counterpart of, in the paper.
@@ -58,8 +58,14 @@ class Drawn:
     numbers: list[list[str]]
 
 
-_AGAIN = "run `vmapens analyze` on a run with at least 2 variants and a saved test split"
-_STEP_ONLY = "take a model whose attention has a weight for every feature (`vmapens train --attend-over feature`)"
+_COMPARED = (
+    "analyze 2 variants or more whose attention is not uniform: weights that are the same everywhere have no ranking "
+    "to compare"
+)
+_FAITHFUL = "run `vmapens analyze` without `--without faithfulness`"
+_OF_FEATURES = (
+    "analyze a model whose attention has a weight of its own for every feature (`vmapens train --attend-over feature`)"
+)
 
 PLOTS = (
     Plot(
@@ -82,7 +88,7 @@ PLOTS = (
         "the part about the patient. Grey is what unrelated rankings reach. Orange keeps which steps are peaked and "
         "permutes the features within each. Green and pink: before training, and against a variant's own start. Lines "
         "are 95 % intervals over stays.",
-        _AGAIN,
+        _COMPARED,
         consistency.agreement,
         numbers=consistency.agreement_numbers,
     ),
@@ -92,8 +98,10 @@ PLOTS = (
         "Agreement about what? Coarser units",
         "A clinician reads a feature in the evening, not one cell: look whether agreement rises as the unit grows, and "
         "whether it is then still about the patient. Orange looks at measured cells alone. 0 is chance in both "
-        "panels. Each grain at its own middle k; lines are 95 % intervals over stays.",
-        _AGAIN,
+        "panels. Each grain at its own middle k, at least 1: where units are few, that is a larger share of them. "
+        "Windows have no ranking, and no dot, where the attention of each step sums to 1. Lines are 95 % intervals "
+        "over stays.",
+        _COMPARED,
         consistency.grains,
     ),
     Plot(
@@ -103,7 +111,7 @@ PLOTS = (
         "Share of the k most attended cells that were measured in that very step, a dot a stay. An imputed cell whose "
         "scaled value is 0 carries weight but no information. The dotted line is chance: the share of all cells "
         "that were measured. Left of it, attention prefers what was filled in.",
-        _AGAIN,
+        "run `vmapens analyze` again: this analysis lacks the table",
         consistency.measured,
     ),
     Plot(
@@ -114,7 +122,7 @@ PLOTS = (
         "order of its own; bold: their mean; dashed: the mean over all orders, exactly, which should lie on the bold "
         "line. Dotted is chance, k (k/N)^(n-1). All fall by construction; look at how far they lie above it. Below 1 "
         "the scale is linear, so that 0 shows.",
-        _AGAIN,
+        _COMPARED,
         consistency.drop,
         "attention drop (analysis 2), in its form and in the exact one",
     ),
@@ -124,7 +132,7 @@ PLOTS = (
         "Cells that most variants hold",
         "Cells in the top k of at least 50, 80 and 95 % of the variants, as a share of k, a dot a stay. 1 would mean "
         "that all agree on the same k cells. The black tick is chance, mostly no cell at all.",
-        _AGAIN,
+        _COMPARED,
         consistency.held,
     ),
     Plot(
@@ -134,7 +142,7 @@ PLOTS = (
         "Stay {stay}. Whole columns of one colour are steps at which the softmax is more peaked: they make ranks agree "
         "and say nothing about features. Without any agreement the mean would be {half} everywhere, give or take "
         "the SD over the root of the number of variants.",
-        _STEP_ONLY,
+        _OF_FEATURES,
         maps.rank_maps,
         "maps of rank mean and variance (analysis 3)",
     ),
@@ -143,9 +151,9 @@ PLOTS = (
         "consistent",
         "Mean rank over more and more variants",
         "If variants did not agree, mean ranks would gather around the middle as n grows: the red outline. As long as "
-        "the blue area stays wide, the variants agree on what ranks high and low. At n = 1 the two are alike by "
-        "construction. Mean over the stays.",
-        _AGAIN,
+        "the blue area stays wide, the variants agree on what ranks high and low. At n = 1 the two are alike "
+        "(where cells are few, but for bins that hold more ranks than others). Mean over the stays.",
+        _COMPARED,
         maps.rank_histograms,
         "cumulative histograms of the mean rank (analysis 3)",
     ),
@@ -156,7 +164,7 @@ PLOTS = (
         "SD over the first n variants of the rank of the steadiest and of the least steady cell; thin lines are "
         "stays. Both are extremes of many cells and move with n; the dotted line is the SD that a cell has without "
         "agreement, in the mean. No interval: near n = V there is none that is valid.",
-        _AGAIN,
+        _COMPARED,
         maps.rank_spread,
         "smallest and largest SD against the number of variants (analysis 4)",
     ),
@@ -167,7 +175,7 @@ PLOTS = (
         "Stay {stay}; best, median and worst by validation loss, and the one that agrees least with all others: none "
         "picked by hand. Squares mark the {map_k} most attended cells. All panels have one scale. Look whether the "
         "squares are in the same places; by chance {map_share} of them would be.",
-        _STEP_ONLY,
+        _OF_FEATURES,
         maps.maps,
         "attention maps with the largest cells marked (analysis 5)",
     ),
@@ -177,7 +185,7 @@ PLOTS = (
         "The attention's weight matrix",
         "What makes the attention: its linear layer. Look for structure that survives the mean over variants; of "
         "unrelated matrices it would fade to {fade} of a single one. Orange is negative, purple positive.",
-        "take a model with a linear attention layer (`vmapens train --attend-over feature` or `time`)",
+        "analyze a model with a linear attention layer (`vmapens train --attend-over feature` or `time`)",
         maps.weights,
         "weight matrix, plain and clustered (analysis 5)",
     ),
@@ -188,8 +196,8 @@ PLOTS = (
         "If the model needed its attention, uniform weights (no attention) and attention frozen as initialised would "
         "score lower. Dots are means over variants (their number in brackets), lines 95 % intervals over stays. A "
         "difference whose line crosses 0 cannot be told from none.",
-        "train runs with `--attend-over uniform` and `--freeze-attention` on the same cohort, and give all of them to "
-        "`vmapens analyze`",
+        "give `vmapens analyze` several runs on the same cohort: first the one with attention, then ones trained with "
+        "`--attend-over uniform` and `--freeze-attention`",
         scores.controls,
         numbers=scores.controls_numbers,
     ),
@@ -201,7 +209,7 @@ PLOTS = (
         "highest are replaced by the training mean, or only they are kept. What matters is attention (red, bold) "
         "against the same mask rolled in time (black, dashed): if they are close, it is the shape of the mask that "
         "moves the logit, not its place. Random cells are the weakest baseline. Bands are 95 % intervals over stays.",
-        _AGAIN,
+        _FAITHFUL,
         faithfulness.faithfulness,
         "erasing the cells common to all variants (analysis 7)",
     ),
@@ -211,16 +219,16 @@ PLOTS = (
         "The same with other ways to erase",
         "Replaced by the training mean, or by another patient's value; attention computed anew on what is left, or "
         "held as it was. A finding that turns with this choice is about the choice.",
-        _AGAIN + " with both fills and both ways to treat the attention",
+        _FAITHFUL,
         faithfulness.faithfulness_choices,
     ),
     Plot(
         "permutation",
         "matter",
         "Permuting the attention",
-        "How far the prediction moves when the weights of each step are handed to other features. Near 0, the "
-        "prediction does not depend on which feature has which weight.",
-        _AGAIN,
+        "How far the prediction moves when the weights are handed to other features of the step, or, where the softmax "
+        "runs over steps, to other steps. Near 0, the prediction does not depend on where each weight is.",
+        _FAITHFUL + ", on a model that can be given its attention (it has `logits_given`)",
         faithfulness.permutation,
         "shuffling the attention weights (analysis 7)",
     ),
@@ -231,7 +239,7 @@ PLOTS = (
         "Attention (red) beside its alternatives. Agreement among variants does not make an explanation faithful to "
         "the model, nor right about the cause. More is better in every panel; grey ticks are chance. Lines are 95 % "
         "intervals.",
-        _AGAIN,
+        "run `vmapens analyze` on 2 variants or more",
         faithfulness.attributions,
         numbers=faithfulness.attributions_numbers,
     ),
@@ -239,9 +247,9 @@ PLOTS = (
         "planted",
         "matter",
         "Finding the planted cause",
-        "On this made-up cohort the cells that cause the outcome are known. A dot a variant; the dotted line is what "
-        "random cells reach. The cause shows in correlated features and in values carried forward too, so even a "
-        "perfect model does not reach 1.",
+        "On this made-up cohort the cells that cause the outcome are known. A dot a variant; the dotted line is what a "
+        "random order of the cells reaches in the mean. The cause shows in correlated features and in values carried "
+        "forward too, so even a perfect model does not reach 1.",
         "make a cohort of which the truth is known (`vmapens import synthetic --out COHORT`) and train on it",
         faithfulness.planted,
     ),
@@ -262,7 +270,8 @@ PLOTS = (
         "Initialisation or order of the data?",
         "Of the disagreement between variants that share no seed, the share that goes away when two variants share "
         "one. Without any effect a share is 0. Lines are 95 % intervals over the levels of the factor.",
-        "train with `--design crossed --init-seeds 0:16 --order-seeds 0:8`, and give that run to `vmapens analyze`",
+        "train a model with attention (not `uniform`) with `--design crossed --init-seeds 0:16 --order-seeds 0:8`, and "
+        "give that run to `vmapens analyze`",
         causes.decomposition,
     ),
     Plot(
@@ -272,7 +281,7 @@ PLOTS = (
         "Agreement of the variants at each saved epoch, from before training to the last, and at the epoch that was "
         "kept for each. If the red diamond lies off the line, the rule that picks the epoch is itself a cause. Lines "
         "are 95 % intervals over stays.",
-        "train with `--snapshots 0,1,5,15`, and analyze again",
+        "train a model with attention (not `uniform`) with `--snapshots 0,1,5,15`, and analyze that run",
         causes.epochs,
     ),
     Plot(
@@ -280,10 +289,11 @@ PLOTS = (
         "differ",
         "Are the good ones alike?",
         "Variants within epsilon of the lowest validation loss. If good variants converged on one explanation, red "
-        "would rise above grey, as many variants at random, towards small epsilon. Ambiguity is the share of test "
+        "would rise above grey towards small epsilon. The grey band holds 95 % of sets of as many variants drawn at "
+        "random: agreement within epsilon means something only above it. Ambiguity is the share of test "
         "stays on which some of them flips the best one's decision (threshold {threshold}). A p-value above 0.05 "
         "(dotted) means that a variant cannot be told from the best, chosen as that one is among {variants}.",
-        _AGAIN,
+        _COMPARED,
         causes.rashomon,
     ),
     Plot(
@@ -292,7 +302,7 @@ PLOTS = (
         "Is a better score a better variant?",
         "If scores were a property of the variants, those that do well on the validation stays would do well on the "
         "test stays. At a rank correlation of 0 (dotted) picking the best variant picks noise.",
-        _AGAIN + " that has predictions on the validation split",
+        "take more variants, scored on both the validation and the test stays",
         scores.reliability,
     ),
 )
@@ -323,13 +333,12 @@ def _words(tables: Tables, settings: Settings) -> dict[str, str]:
     failed, prevalence, threshold = settings.get("failed"), settings.get("prevalence"), settings.get("threshold")
     if settings.get("kind") == "binary":
         chance = "0.5 for AUROC, and for average precision the prevalence"
-        chance += f", {prevalence:.3f}" if isinstance(prevalence, float) else ""
+        chance += f" ({prevalence:.3f} in the training split)" if isinstance(prevalence, float) else ""
     else:
         chance = f"1/{len(settings['classes'])} for balanced accuracy, and 0.5 for macro AUROC"
     return {
         "stay": stay or "",
         "half": f"{(cells + 1) / 2:,.0f}",
-        "k": f"{middle(list(settings['k'])):,}",
         "map_k": f"{settings['map_k']:,}",
         "map_share": f"{100 * settings['map_k'] / cells:.2g} %",
         "fade": f"1/{variants**0.5:.0f}",

@@ -21,9 +21,10 @@ METHODS = {
         from the seed below; and the mean over all orders, exactly: the sum over cells of C(c, n) / C(V, n), c the
         number of variants that have the cell.""",
     "Faithfulness": """Change of the signed logit (of class 1; of the true class if there are several) when the top q of
-        the cells by a mask are erased, or only they are kept. Baselines rank the cells otherwise; the strongest of
-        them is the same mask rolled in time.""",
-    "Permuted attention": """Total variation of the prediction when each step's weights are permuted over features.""",
+        the cells by a mask are erased, or only they are kept. Baselines rank the cells otherwise; the one to beat
+        is the same mask rolled in time.""",
+    "Permuted attention": """Total variation of the prediction when each step's weights are permuted over features,
+        or, where the softmax runs over steps, over steps.""",
     "Planted truth": """Average precision of finding the cells that cause the outcome, on stays in which the cause
         acts.""",
     "Decomposition": """Random effects of initialisation, order of the data (and choice of the training stays) on the

@@ -24,7 +24,8 @@ _PIXELS_FROM = 400  # points; more than these are drawn as pixels, not as shapes
 
 def scores(tables: Tables, settings: Settings) -> Figure | None:
     """Above: histograms. Below: every variant, and the mean of this one and all before it."""
-    frame = rows(tables["scores"], split="test").filter(pl.col("value").is_finite())
+    # A variant that failed keeps the scores of its best epoch.
+    frame = rows(tables["scores"], split="test", status="ok").filter(pl.col("value").is_finite())
     second = "average_precision" if settings.get("kind") == "binary" else "macro_auroc"
     metrics = [metric for metric in (main_metric(settings), second) if metric in distinct(frame, "metric")]
     if not metrics:
@@ -101,7 +102,7 @@ def reliability(tables: Tables, settings: Settings) -> Figure | None:
     figure, (left, right) = canvas.grid(1, 2, height=3.0)
     metric = main_metric(settings)
     both = (
-        rows(tables["scores"], metric=metric)
+        rows(tables["scores"], metric=metric, status="ok")
         .filter(pl.col("value").is_finite())
         .pivot(on="split", index="variant", values="value")
     )

@@ -68,8 +68,13 @@ def _how_consistent(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
         for quantity in ("value", "corrected", "cross_patient", "patient_share")
     }
     value = first(over_stays["value"], "estimate")
+    if value is None and _is_uniform(settings):
+        return "How consistent the variants are cannot be asked: uniform attention has nothing to compare."
     if value is None:
-        return "How consistent the variants are was not analysed: run `vmapens analyze` on at least 2 variants."
+        return (
+            "How consistent the variants are was not analysed: run `vmapens analyze` on 2 variants or more whose "
+            "attention is not the same everywhere."
+        )
     k = int(found["k"][0]) if found["k"][0] is not None else middle(list(settings["k"]))
     corrected = over_stays["corrected"]
     cells = f"{k:,} cells" if k > 1 else "one cell"
@@ -98,6 +103,11 @@ def _how_consistent(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
 
 
 def _does_it_matter(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
+    if _is_uniform(settings):
+        return (
+            "Whether the score needs attention cannot be asked of a run that has none (its weights are uniform): give "
+            "it to `vmapens analyze` after a run with attention."
+        )
     metric = main_metric(settings)
     uniform = rows(frames["controls"], form="uniform", split="test", metric=metric)
     gain = first(uniform, "difference")
@@ -118,15 +128,16 @@ def _does_it_matter(frames: dict[str, pl.DataFrame], settings: Settings) -> str:
     further = first(faithful, "estimate")
     if further is None:
         return text + "; whether the attended cells move the prediction was not analysed."
-    text += "; erasing the tenth of the cells that is attended to most moves the logit "
+    text += "; erasing the tenth of the cells that is attended to most (the training mean stands in) moves the logit "
     if _holds_zero(faithful):
         return text + (
-            f"no further than erasing the same mask rolled in time, as far as can be told "
+            f"no further, either way, than erasing the same mask rolled in time, as far as can be told "
             f"({_with_interval(faithful, sign=True)})."
         )
     direction = "further" if further > 0 else "less far"
     return (
-        text + f"{direction} than erasing the same mask rolled in time, by {_with_interval(faithful, absolute=True)}."
+        text + f"{direction}, either way, than erasing the same mask rolled in time, by "
+        f"{_with_interval(faithful, absolute=True)}."
     )
 
 
@@ -142,6 +153,8 @@ def _why_do_they_differ(frames: dict[str, pl.DataFrame], settings: Settings) -> 
         )
         if first(part := rows(found, component=component), "share") is not None
     ]
+    if not causes and _is_uniform(settings):
+        return "Why they differ cannot be asked of attention that is uniform in all of them."
     if not causes:
         return (
             "Why they differ this run cannot tell, since its seeds do not vary the initialisation apart from the order "
@@ -149,7 +162,13 @@ def _why_do_they_differ(frames: dict[str, pl.DataFrame], settings: Settings) -> 
             "`vmapens analyze`."
         )
     listed = causes[0] if len(causes) == 1 else f"{', '.join(causes[:-1])} and {causes[-1]}"
-    return f"Of the disagreement of variants that share no seed, {listed}."
+    over = "; these intervals are over seeds" if found["low"].count() else ""
+    return f"Of the disagreement of variants that share no seed, {listed}{over}."
+
+
+def _is_uniform(settings: Settings) -> bool:
+    """Whether the run has no attention: all weights are the same, and its variants cannot differ in them."""
+    return str(settings.get("form")).endswith("uniform")
 
 
 def _with_interval(frame: pl.DataFrame, *, sign: bool = False, absolute: bool = False, percent: bool = False) -> str:
