@@ -15,6 +15,7 @@ import vmapens
 from vmapens.analysis.settings import Settings
 from vmapens.analysis.study import read_analysis
 from vmapens.analysis.subject import Subject
+from vmapens.analysis.truth import chance_average_precision
 from vmapens.cohort.load import load_cohort
 from vmapens.cohort.synthetic import BAYES_FILE, TRUTH_FILE
 from vmapens.nn.attention_lstm import AttentionLSTM
@@ -219,7 +220,9 @@ def test_planted_cells_are_found_as_scikit_learn_says(runs, cohort, cohort_path)
             found = only(tables["planted"], attribution=name, variant=variant)
             wanted = sklearn.metrics.average_precision_score(causal[counts], maps[variant][counts])
             np.testing.assert_allclose(found["average_precision"], wanted)
-            np.testing.assert_allclose(found["chance"], causal[counts].mean())
+            np.testing.assert_allclose(
+                found["chance"], chance_average_precision(int(causal[counts].sum()), int(counts.sum()))
+            )
 
 
 def test_scores_running_means_and_the_chosen_variants_are_those_of_the_run(analysed):

@@ -95,6 +95,14 @@ def rows_of(maps, grain, cells, measured, over):
     return np.abs([[list(parts.values())] for parts in parts_of(maps, grain, cells, measured, by_size=False)])
 
 
+def across(mixed, here, there):
+    """If a mixture of V is the sum of d over its pairs / V^2: solved for the mean d of pairs of one here, one there."""
+    h, rest = V // 2, V - V // 2
+    d_here, d_there = (own * V**2 / math.comb(V, 2) for own in (here, there))
+    d = (mixed * V**2 - math.comb(h, 2) * d_here - math.comb(rest, 2) * d_there) / (h * rest)
+    return d * math.comb(V, 2) / V**2
+
+
 def mean_of(function, ours, theirs):
     return np.mean([function(ours[u], theirs[v]) for u in range(len(ours)) for v in range(len(ours)) if u != v])
 
@@ -113,7 +121,7 @@ def test_every_number_is_what_loops_over_pairs_say(over, by_size):
             # Half of the variants are taken from here and the others from there; which, the seed says.
             halves = [np.isin(range(V), chosen)[:, None, None] for chosen in itertools.combinations(range(V), V // 2)]
             value, there = jensen_shannon(trained), jensen_shannon(partner)
-            mixtures = [2 * jensen_shannon(np.where(half, trained, partner)) - (value + there) / 2 for half in halves]
+            mixtures = [across(jensen_shannon(np.where(half, trained, partner)), value, there) for half in halves]
             assert min(abs(mixture - row["cross_patient"]) for mixture in mixtures) < 1e-6
             assert row["initialisation"] == pytest.approx(jensen_shannon(initial), abs=1e-6)
             own = np.mean([jensen_shannon(both) for both in zip(trained, initial, strict=True)])

@@ -1,6 +1,8 @@
 """`vmapens.analyze` from a run to its tables: files, bytes, runs of every kind, and what cannot be analysed."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from vmapens.analysis.study import read_analysis
 from vmapens.analysis.tables import ATTRIBUTIONS, QUANTITIES, TABLES
 from vmapens.cohort.load import load_cohort
 from vmapens.cohort.synthetic import make_synthetic
+from vmapens.directory import occupy
 from vmapens.errors import RunError, SpecError
 from vmapens.spec import CohortSpec, resolve
 from vmapens.verify import verify
@@ -149,8 +152,9 @@ def cut(path):
         ("analysis.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     ],
 )
-def test_a_table_that_is_missing_cut_or_foreign_is_one_line(small, tmp_path, name, spoil, message):
-    (tmp_path / "analysis").mkdir()
+def test_a_table_that_is_missing_cut_or_foreign_is_one_line(runs, small, tmp_path, name, spoil, message):
+    shutil.copytree(runs.path("two"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "analysis").mkdir(exist_ok=True)
     for file, content in small[1].items():
         (tmp_path / "analysis" / file).write_bytes(content)
     assert read_analysis(tmp_path)[0]["drop"].equals(small[0]["drop"])
@@ -158,6 +162,27 @@ def test_a_table_that_is_missing_cut_or_foreign_is_one_line(small, tmp_path, nam
     with pytest.raises(RunError, match=message) as caught:
         read_analysis(tmp_path)
     assert f"vmapens analyze {tmp_path}" in str(caught.value)
+
+
+def test_an_analysis_of_other_weights_is_refused(runs, small, tmp_path):
+    """As after more epochs: what stands there is not of this run any more."""
+    shutil.copytree(runs.path("two"), tmp_path, dirs_exist_ok=True)
+    done = next(tmp_path.glob("blocks/*/done.json"))
+    changed = json.loads(done.read_text())
+    changed["sha256"]["best.safetensors"] = "0" * 64
+    done.write_text(json.dumps(changed))
+    with pytest.raises(RunError, match="the run was trained further since"):
+        read_analysis(tmp_path)
+
+
+def test_a_run_that_is_replaced_leaves_no_analysis_and_no_report(runs, small, tmp_path):
+    """They hold ids and measurements, which the new run may leave out."""
+    shutil.copytree(runs.path("two"), tmp_path / "run")
+    (tmp_path / "run" / "report.html").write_text("a page")
+    (tmp_path / "run" / "figures").mkdir()
+    with occupy(tmp_path / "run", overwrite=True, resume=False):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 # Runs of every kind
@@ -187,7 +212,7 @@ def test_runs_of_every_form_are_analysed(runs, name):
     if not bare:
         of_gradients = tables["agreement"].filter(attribution="gradient_x_input", grain="cell", cells="all")
         assert of_gradients["n"].unique().item() == T * F
-    assert set(tables["faithfulness"]["outcome"]) <= ({"all"} if name == "stratum" else {"no", "yes"})
+    assert set(tables["faithfulness"]["outcome"]) <= set(run.task.classes)
     threshold = tables["rashomon"]["threshold"].drop_nulls().unique().to_list()
     assert bool(threshold) == (name not in ("stratum", "uniform"))
     if name == "uniform":

@@ -214,7 +214,7 @@ def test_a_number_alone_takes_some_of_each_class(cohort):
             "test:dead",
             r"`test:dead` cannot be read: .*N of 1 or more, or a class of task `outcome` \(positive, no, yes\)",
         ),
-        ("test:dead:3", r"`test:dead:3` names no class: task `outcome` has positive, no, yes"),
+        ("test:dead:3", r"`test:dead:3` cannot be read: .*\(positive, no, yes\)"),
         ("test:yes:0", r"`test:yes:0` cannot be read"),
         ("test:yes:x", r"`test:yes:x` cannot be read"),
         ("test:0", r"`test:0` cannot be read"),
@@ -239,6 +239,7 @@ def test_a_class_without_samples_is_one_line(cohort):
 
 def test_a_class_may_have_a_number_or_a_colon_in_its_name(cohort):
     odd = dataclasses.replace(cohort, task=Task("outcome", "binary", ("7", "stage:2")))
-    assert choose_samples(odd, "test:7").tolist() == of_class(cohort, "test", 0)
+    assert choose_samples(odd, "test:class=7").tolist() == of_class(cohort, "test", 0)
+    assert len(choose_samples(odd, "test:7")) == 7  # a number alone is a number of samples
     assert choose_samples(odd, "test:stage:2").tolist() == of_class(cohort, "test", 1)
     assert len(choose_samples(odd, "train:stage:2:2")) == 2

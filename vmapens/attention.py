@@ -81,9 +81,8 @@ def _of_split(cohort: Cohort, split: str, rest: str, seed: int) -> Tensor:
         name, number = "", rest
     else:
         name, number = (rest, "") if rest in named else rest.rpartition(":")[::2]
-        if name not in named:
-            raise SpecError(f"`{split}:{rest}` names no class: task `{cohort.task.name}` has {', '.join(named)}.")
-    if (number or name != rest) and not (number.isdecimal() and len(number) <= 18 and int(number) >= 1):
+    is_number = name == rest or (number.isdecimal() and len(number) <= 18 and int(number) >= 1)
+    if not is_number or (name and name not in named):
         raise SpecError(
             f"`{split}:{rest}` cannot be read: write {split}:N with N of 1 or more, or a class of task "
             f"`{cohort.task.name}` ({', '.join(named)}), alone or with :N."
