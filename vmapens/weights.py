@@ -17,6 +17,7 @@ from torch import Tensor
 from vmapens.atomic import atomic_path
 from vmapens.ensemble.stack import Column, Stack
 from vmapens.errors import RunError, first_line
+from vmapens.nn.isolation import aligned
 
 _KEY = "vmapens"
 
@@ -55,7 +56,8 @@ def read_tensors(path: Path) -> tuple[Stack, dict[str, Tensor]]:
         theta = tensors.pop("theta")
         if theta.ndim != 2 or not theta.is_floating_point():
             raise ValueError("its theta is no table of numbers")
-        return Stack(theta, _columns(json.loads(columns), theta.shape[1])), tensors
+        # As the file maps it, no row may start where `per_variant` wants it, and each would be copied at every use.
+        return Stack(aligned(theta), _columns(json.loads(columns), theta.shape[1])), tensors
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

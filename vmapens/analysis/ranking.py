@@ -81,7 +81,8 @@ def rank_cells(weights: Float32[np.ndarray, "V n"], *, most: int, seed: int = 0)
         order = (keys & _LOW).view(np.int64)
         keys >>= _HIGH
         tied = keys[:, 1:] == keys[:, :-1]
-        np.put_along_axis(rank[own], order, in_order[None], axis=1)
+        for row, cells in zip(rank[own], order, strict=True):
+            row[cells] = in_order
         if tied.any():
             _share_places(rank[own], order, tied, first=own.start, salt=salt)
         top[own] = order[:, :most]

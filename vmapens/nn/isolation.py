@@ -9,6 +9,7 @@ runs under `vmap` as it is.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -39,12 +40,13 @@ def per_variant(function: Operation, *tensors: Tensor) -> Tensor:
     return result
 
 
-def rows_of(tensors: tuple[Any, ...], in_dims: tuple[int | None, ...], v: int) -> list[Any]:
-    """The arguments of variant v, each tensor contiguous and aligned as if it stood alone."""
-    return [
-        argument if dim is None or not isinstance(argument, Tensor) else aligned(argument.select(dim, v))
+def by_variant(tensors: tuple[Any, ...], in_dims: tuple[int | None, ...], count: int) -> list[tuple[Any, ...]]:
+    """The arguments of each variant: its part of a tensor that has an axis of variants; all others as they are."""
+    parts = [
+        repeat(argument, count) if dim is None or not isinstance(argument, Tensor) else argument.unbind(dim)
         for argument, dim in zip(tensors, in_dims, strict=True)
     ]
+    return list(zip(*parts, strict=True))
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -72,10 +74,11 @@ def _stack_variants(
     if any(isinstance(argument, Tensor) and _needs_vmap(argument) for argument in arguments):
         return torch.vmap(whole, in_dims)(*arguments)
     results: list[Any] = [None] * count
+    own = by_variant(arguments, in_dims, count)
 
     def work(v: int) -> None:
-        with torch.no_grad():
-            results[v] = one(*rows_of(arguments, in_dims, v))
+        with torch.no_grad():  # each tensor as if it stood alone
+            results[v] = one(*(aligned(entry) if isinstance(entry, Tensor) else entry for entry in own[v]))
 
     over_variants(work, count)
     if isinstance(results[0], tuple):
