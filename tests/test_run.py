@@ -307,7 +307,9 @@ def test_a_model_of_the_users_own_trains_from_python_and_by_name(cohort_folder, 
     rows = cohort.rows("train")
     plain = MeanPool.train_plainly(4, cohort.x[rows], cohort.y[rows], epochs=EPOCHS, batch_size=32, width=3)
     for name, value in plain.state_dict().items():
-        assert (by_name.state_dict(4, "last")[name] - value).abs().max() < 1e-6
+        # Softmax does not see the bias of the scores: its gradient is 0 but for rounding, which Adam scales up.
+        bound = 1e-5 if name == "score.bias" else 1e-6
+        assert (by_name.state_dict(4, "last")[name] - value).abs().max() < bound, name
 
 
 def test_a_model_that_draws_random_numbers_is_refused(cohort_folder, tmp_path):

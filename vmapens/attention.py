@@ -381,7 +381,7 @@ def attend_samples(
     cohort = cohort_of(run, cohort_path)
     rows = choose_samples(cohort, which, seed=run.spec.attention_seed)
     module = run.model(model or BUILT_IN) if model is None or isinstance(model, str) else construct(model, 0)[0]
-    if columns_of(module) != run.weights(block=run.blocks[0]).columns:
+    if columns_of(module) != run.columns:
         raise RunError(f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own.")
     with occupy(path, overwrite=False, resume=True), spread_over():
         run, listed = open_run(path), read_list(path)  # as they are now that no other process can change them

@@ -16,14 +16,14 @@ import torch
 from vmapens import arrow
 from vmapens.atomic import atomic_path
 from vmapens.cohort.schema import Task
-from vmapens.directory import HISTORY, RunPaths, read_manifest
+from vmapens.directory import BEST, HISTORY, RunPaths, read_manifest
 from vmapens.ensemble.block import OK
-from vmapens.ensemble.stack import Stack, columns_of
+from vmapens.ensemble.stack import Column, Stack, columns_of
 from vmapens.errors import RunError, SpecError, first_line
 from vmapens.machine import free_memory
 from vmapens.nn.factory import model_factory
 from vmapens.spec import BUILT_IN, RunSpec, from_table
-from vmapens.weights import read_weights
+from vmapens.weights import read_columns, read_weights
 
 _SPLITS = pl.Schema({"sample": pl.String, "split": pl.String})
 _SEEDS = dict.fromkeys(("init_seed", "order_seed", "bootstrap_seed"), pl.Int64)
@@ -132,8 +132,11 @@ class Run:
         stacks = [read_weights(self.paths.block(*entry) / f"{which}.safetensors") for entry in chosen]
         for (start, stop), stack in zip(chosen, stacks, strict=True):
             if len(stack.theta) != stop - start or stack.columns != stacks[0].columns:
-                raise RunError(f"{self.paths.block(start, stop)} holds weights of another run; --resume the training.")
+                raise self._foreign_weights(start, stop)
         return stacks[0] if len(stacks) == 1 else Stack(torch.cat([s.theta for s in stacks]), stacks[0].columns)
+
+    def _foreign_weights(self, start: int, stop: int) -> RunError:
+        return RunError(f"{self.paths.block(start, stop)} holds weights of another run; --resume the training.")
 
     def state_dict(self, variant: int, which: str = "best") -> dict[str, torch.Tensor]:
         """One variant's parameters under the names of a plain PyTorch module.
@@ -143,6 +146,15 @@ class Run:
         """
         start, stop = self.block_of(variant)
         return self.weights(which, block=(start, stop)).state_dict(variant - start)
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Where each parameter stands in a row of the weights."""
+        start, stop = self.blocks[0]
+        columns, count = read_columns(self.paths.block(start, stop) / BEST)
+        if count != stop - start:
+            raise self._foreign_weights(start, stop)
+        return columns
 
     def factory(self, named: str = BUILT_IN) -> Callable[[], torch.nn.Module]:
         """What builds one module of the run's architecture, drawing from the global generator as plain PyTorch does.
@@ -192,7 +204,7 @@ class Run:
         return RunError(f"{self.paths.root}: its model cannot be built again ({error}).")
 
     def _check_columns(self, module: torch.nn.Module) -> None:
-        if columns_of(module) != self.weights(block=self.blocks[0]).columns:
+        if columns_of(module) != self.columns:
             raise RunError(
                 f"{self.paths.root} holds weights of other names or shapes than {type(module).__name__} has."
             )

@@ -41,6 +41,18 @@ def read_weights(path: Path) -> Stack:
     return read_tensors(path)[0]
 
 
+def read_columns(path: Path) -> tuple[tuple[Column, ...], int]:
+    """Read the table of columns alone, without theta, and how many variants there are.
+
+    Raises:
+        RunError: If the file is missing, cut short, or has no such table.
+    """
+    with _opened(path) as file:
+        description = json.loads((file.metadata() or {})[_KEY])
+        count, width = file.get_slice("theta").get_shape()
+        return _columns(json.loads(description["columns"]), width), count
+
+
 def read_tensors(path: Path) -> tuple[Stack, dict[str, Tensor]]:
     """Read all that `write_weights` wrote: the stack, and the further tensors by name.
 

@@ -72,7 +72,7 @@ class Subject:
         named = BUILT_IN if model is None else model
         factory = run.factory(named) if isinstance(named, str) else named
         module = run.model(named) if isinstance(named, str) else construct(factory, 0)[0]
-        if columns_of(module) != run.weights(block=run.blocks[0]).columns:
+        if columns_of(module) != run.columns:
             raise RunError(
                 f"{path} holds weights of other names or shapes than {type(module).__name__} has: give its own model."
             )

@@ -76,9 +76,8 @@ def _stack_variants(
     results: list[Any] = [None] * count
     own = by_variant(arguments, in_dims, count)
 
-    def work(v: int) -> None:
-        with torch.no_grad():  # each tensor as if it stood alone
-            results[v] = one(*(aligned(entry) if isinstance(entry, Tensor) else entry for entry in own[v]))
+    def work(v: int) -> None:  # each tensor as if it stood alone
+        results[v] = one(*[aligned(entry) if isinstance(entry, Tensor) else entry for entry in own[v]])
 
     over_variants(work, count)
     if isinstance(results[0], tuple):

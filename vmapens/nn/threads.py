@@ -75,7 +75,7 @@ def spread_over(workers: int | None = None) -> Iterator[None]:
 
 
 def over_variants(work: Callable[[int], object], count: int) -> None:
-    """Call `work(v)` for v in 0..count-1, each on one thread of the pool; return when all are done.
+    """Call `work(v)` for v in 0..count-1, each on one thread of the pool, without gradients; return when all are done.
 
     The first exception, or an interrupt of the caller, is raised here once the other threads have stopped. Within
     another `work` the calls are made in turn, on that one's thread.
@@ -91,10 +91,11 @@ def over_variants(work: Callable[[int], object], count: int) -> None:
 
     def take() -> None:
         try:
-            for v in variants:
-                if stop.is_set():
-                    return
-                work(v)
+            with torch.no_grad():  # here, as entering it for each variant costs as much as a small operation
+                for v in variants:
+                    if stop.is_set():
+                        return
+                    work(v)
         except BaseException:
             stop.set()
             raise
