@@ -77,6 +77,12 @@ def training_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def answer() -> str:
+    """The four sentences about set a, as they came out, as a Markdown quotation."""
+    line = lines_of("explanations")[-1]
+    return "\n>\n".join(f"> {sentence}" for sentence in line["answer"])
+
+
 def analysis_table() -> str:
     """What analysing costs, as Markdown: as ratios where arms are compared, else in CPU seconds of one stay.
 

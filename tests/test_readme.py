@@ -58,3 +58,5 @@ def test_the_tables_are_those_of_the_results():
     assert table.training_table() in README
     assert table.variants_table() in README
     assert table.splits_table() in README
+    assert table.answer() in README
+    assert table.analysis_table() in README
