@@ -48,9 +48,13 @@ class Agreement(ABC):
         Exact, without a draw: what is left is how much of a variant's top cells, or of its ranks, stands at each step.
         """
 
-    @abstractmethod
+    @cached_property
     def sums(self) -> Sums:
         """Sums of the left and of the right vectors over the variants."""
+        return self._sums()
+
+    @abstractmethod
+    def _sums(self) -> Sums: ...
 
     @abstractmethod
     def with_sums(self, sums: Sums) -> Float64[np.ndarray, "V"]:
@@ -66,11 +70,17 @@ class Agreement(ABC):
 
     def per_variant(self) -> Float64[np.ndarray, "V"]:
         """Mean agreement of each variant with all others; their mean is the mean over all pairs."""
-        return (self.with_sums(self.sums()) - 1) / (self.count - 1)
+        return (self.with_sums(self.sums) - 1) / (self.count - 1)
+
+    def mean(self) -> float:
+        """Mean agreement over all pairs, from the sums alone."""
+        left, right = self.sums
+        return float((left @ right - self.count) / (self.count * (self.count - 1)))
 
     def across(self: Same, other: Same) -> float:
         """Mean agreement of a variant here with another variant of the other set (never with itself there)."""
-        together = self.with_sums(other.sums()).sum() - self.with_same(other).sum()
+        (left, right), (other_left, other_right) = self.sums, other.sums
+        together = (left @ other_right + other_left @ right) / 2 - self.with_same(other).sum()
         return float(together / (self.count * (self.count - 1)))
 
 
@@ -127,8 +137,7 @@ class Overlap(Agreement):
         np.put_along_axis(masks, self.top, True, axis=1)
         return masks
 
-    def sums(self) -> Sums:
-        """See `Agreement`."""
+    def _sums(self) -> Sums:
         held = self.held_by() / np.sqrt(self.k)
         return held, held
 
@@ -198,8 +207,7 @@ class Near(Agreement):
         together = at_step.sum(axis=0) @ reached.sum(axis=0) - (at_step * reached).sum()
         return float(together / (self.count * (self.count - 1) * self.cells.k))
 
-    def sums(self) -> Sums:
-        """See `Agreement`."""
+    def _sums(self) -> Sums:
         return self.cells.held_by() / self.cells.k, self.reached.sum(axis=0, dtype=np.int32).astype(np.float64)
 
     def with_sums(self, sums: Sums) -> Float64[np.ndarray, "V"]:
@@ -273,8 +281,7 @@ class Spearman(Agreement):
         total = np.einsum("v,vn->n", 1 / self._norm, self.rank, dtype=np.float64)
         return total - self._mean * (1 / self._norm).sum()
 
-    def sums(self) -> Sums:
-        """See `Agreement`."""
+    def _sums(self) -> Sums:
         return self._sum, self._sum
 
     def with_sums(self, sums: Sums) -> Float64[np.ndarray, "V"]:

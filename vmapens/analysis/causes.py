@@ -100,7 +100,7 @@ def epochs_table(
         means = []
         for row in rows:
             found_here = agreement_of(subject, stack, row, grid, k=k, seed=seed)
-            means.append({measure: float(own.per_variant().mean()) for measure, own in found_here.items()})
+            means.append({measure: own.mean() for measure, own in found_here.items()})
         for measure in ("overlap", "spearman"):
             values = np.array([of_stay.get(measure, np.nan) for of_stay in means])
             if not np.isnan(values).all():

@@ -162,11 +162,11 @@ def _ranked(
             without[:] = row["value"]
             without[good] = mean_pairs_without_each(per_variant, row["value"])
         if trained and drawn:
-            row["permuted"] = float(drawn[place].per_variant().mean())
+            row["permuted"] = drawn[place].mean()
         if trained and partner:
             row["cross_patient"] = trained[place].across(partner[place])
         if trained and initial:
-            row["initialisation"] = float(initial[place].per_variant().mean())
+            row["initialisation"] = initial[place].mean()
             row["own_initialisation"] = float(trained[place].with_same(initial[place]).mean())
         found.append(Found(row, without))
     return found, rankings[0]

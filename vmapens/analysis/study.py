@@ -282,7 +282,7 @@ class Study:
                 for k, measure in zip([*ks, None], measures, strict=True):
                     named = {"sample": subject.cohort.samples[row], "attribution": name, "k": k}
                     named |= {"measure": "spearman" if k is None else "overlap", "variants": int(good.sum())}
-                    numbers = {"value": float(measure.per_variant().mean()), "chance": measure.chance}
+                    numbers = {"value": measure.mean(), "chance": measure.chance}
                     entries.append({**named, **numbers, "permuted": measure.permuted})
         return entries
 
