@@ -67,7 +67,7 @@ class Work:
     @cached_property
     def x(self) -> Tensor:
         """The stays, in memory."""
-        x: Tensor = torch.load(self.folder / "stays.pt")
+        x: Tensor = torch.load(self.folder / "stays.pt", weights_only=True)
         return x
 
     @property
@@ -110,7 +110,7 @@ class _Checkpoints:
         self._model = _Model(work.x.shape[2], work.hidden)
 
     def _loaded(self, variant: int) -> _Model:
-        self._model.load_state_dict(torch.load(self._work.folder / "checkpoints" / f"{variant}.pt"))
+        self._model.load_state_dict(torch.load(self._work.folder / "checkpoints" / f"{variant}.pt", weights_only=True))
         return self._model
 
 

@@ -26,6 +26,10 @@ _SPECS = {
     "feature": {"train": {"snapshots": [0, 1]}, "save_attention": "test", "block": 8},
     "no snapshots": {},
     "crossed": _CROSSED,
+    "crossed diverges": {
+        "variants": {"design": "crossed", "init_seeds": "0:2", "order_seeds": "0:2"},
+        "train": {"lr": [0.01, 0.01, 0.01, 1e38]},
+    },
     "crossed pool": {**_CROSSED, "model": {"attend_over": "pool"}},
     "frozen": {**_SIX, "model": {"freeze_attention": True}},
     "stratum": {**_SIX, "cohort": {"task": "stratum"}},

@@ -188,6 +188,23 @@ def test_a_run_that_is_replaced_leaves_no_analysis_and_no_report(runs, small, tm
 # Runs of every kind
 
 
+def test_a_crossed_design_that_lost_too_many_variants_is_not_decomposed(runs):
+    """Of two by two one is left out: no two levels of both factors are whole."""
+    for paths in (["crossed diverges"], ["two", "crossed diverges"]):
+        tables = vmapens.analyze(*map(runs.path, paths), settings=QUICK)
+        assert tables["decomposition"].is_empty()
+        assert not tables["consistency"].is_empty()
+
+
+def test_sets_of_good_variants_stand_beside_as_many_at_random(whole):
+    rashomon = whole[0]["rashomon"].filter(measure="overlap").sort("epsilon")
+    assert (rashomon["random_low"] <= rashomon["at_random"]).all()
+    assert (rashomon["at_random"] <= rashomon["random_high"]).all()
+    widths = rashomon["random_high"] - rashomon["random_low"]
+    assert widths[0] > 0.01
+    assert widths[-1] < 1e-12  # all of them are one set
+
+
 @pytest.mark.parametrize("name", ["time", "pool", "uniform", "frozen", "stratum", "own", "indicators"])
 def test_runs_of_every_form_are_analysed(runs, name):
     run = runs(name)

@@ -5,6 +5,7 @@ import errno
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -147,6 +148,7 @@ def test_an_interrupt_stops_both_and_leaves_nothing(run, monkeypatch, passes_of_
 
     def push(writer):
         assert computing.wait(PATIENCE)
+        time.sleep(0.2)  # until it waits: raised in a destructor that happens to run, an interrupt would be ignored
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     replace_attend(monkeypatch, before)
