@@ -87,7 +87,8 @@ def test_a_whole_analysis_fills_every_table(whole):
     ours, theirs = (
         set(np.argsort(-mask.ravel())[:7]) for mask in np.random.default_rng(0).random((2, T, F), np.float32)
     )
-    assert (found["value"], found["chance"], found["variants"]) == (len(ours & theirs) / 7, 7 / (T * F), 2)
+    wanted = pytest.approx((len(ours & theirs) / 7, 7 / (T * F), 2), abs=1e-12)
+    assert (found["value"], found["chance"], found["variants"]) == wanted
     assert len(tables["learned_mask"].filter(attribution="attention")) == 3
 
 

@@ -65,7 +65,8 @@ def test_the_fused_loss_equals_the_plain_one(kind, classes, scale):
         _, d_weight, d_bias = torch.autograd.grad(loss, leaves)
         assert (found.loss[v] - loss).abs() <= 1e-5 * loss
         assert (found.weight[v] - d_weight).norm() <= 1e-5 * d_weight.norm()
-        assert (found.bias[v] - d_bias).norm() <= 1e-5 * d_bias.norm()
+        # A sum of errors p - y that may cancel: what is left of it is no more exact than they are, 6e-8 each.
+        assert (found.bias[v] - d_bias).norm() <= 1e-5 * d_bias.norm() + 6e-8
 
 
 def test_a_label_or_row_that_does_not_exist_is_refused():
