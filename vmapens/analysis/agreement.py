@@ -276,13 +276,10 @@ class Spearman(Agreement):
         squares = np.einsum("vn,vn->v", self.rank, self.rank, dtype=np.float64)
         return np.sqrt(squares - len(self.step) * self._mean**2)
 
-    @cached_property
-    def _sum(self) -> Float64[np.ndarray, "n"]:
-        total = np.einsum("v,vn->n", 1 / self._norm, self.rank, dtype=np.float64)
-        return total - self._mean * (1 / self._norm).sum()
-
     def _sums(self) -> Sums:
-        return self._sum, self._sum
+        total = np.einsum("v,vn->n", 1 / self._norm, self.rank, dtype=np.float64)
+        total -= self._mean * (1 / self._norm).sum()
+        return total, total
 
     def with_sums(self, sums: Sums) -> Float64[np.ndarray, "V"]:
         """See `Agreement`."""

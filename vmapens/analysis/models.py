@@ -15,6 +15,7 @@ from vmapens.analysis.scores import compare, rank_correlation, running_mean
 from vmapens.analysis.subject import Subject
 from vmapens.analysis.tables import table
 from vmapens.ensemble.block import OK
+from vmapens.ensemble.stack import Stack
 
 COMPARED = {
     "binary": ("auroc", "average_precision", "log_loss", "brier"),
@@ -109,16 +110,15 @@ def chosen_table(
     return table("chosen", rows)
 
 
-def weights_table(subject: Subject, best: int) -> pl.DataFrame:
+def weights_table(stack: Stack, best: int) -> pl.DataFrame:
     """The table `weights`: the attention layer's matrix, and an order in which like rows and columns stand together.
 
     Ward's clustering of the mean's rows, and of its columns, by Euclidean distance.
 
     Args:
-        subject: The run.
-        best: Place of the best variant among the good ones.
+        stack: The good variants.
+        best: Place of the best one among them.
     """
-    stack = subject.stack()
     views = stack.views()
     if _WEIGHTS not in views or min(views[_WEIGHTS].shape[1:]) < 2:
         return table("weights", [])

@@ -177,7 +177,7 @@ class Study:
             "rank_histogram": table("rank_histogram", stays.rank_histogram()),
             "maps": table("maps", found.rows["maps"]),
             "chosen": chosen,
-            "weights": weights_table(subject, best),
+            "weights": weights_table(stays.stack, best),
             "controls": controls_table(self._subjects, seed=seed),
             "faithfulness": faithfulness_table(found.changes, subject.cohort, seed=seed),
             "permutation": permutation_table(found.total_variation, subject.cohort, seed=seed),
@@ -259,7 +259,7 @@ class Study:
         subject, settings = self._first, self._settings
         places = np.sort(np.argsort(loss, kind="stable")[: settings.mask_variants])
         rows = sorted(self._rows[: settings.mask_stays])
-        stack = chosen_of(subject.stack(), places)
+        stack = chosen_of(self._stays.stack, places)
         x = subject.cohort.x[rows].to(subject.device)
         masks = extremal_masks(subject.model, subject.cohort.task.kind, stack, x, seed=settings.seed)
         entries = []
