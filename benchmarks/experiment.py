@@ -19,8 +19,9 @@ from torch import Tensor
 from benchmarks.harness import Line
 from benchmarks.importing import ARCHIVE
 from benchmarks.problem import LR, SIZES, WEIGHT_DECAY
-from vmapens.cohort.importers.physionet2012 import import_physionet2012
+from vmapens.cohort.importers.physionet2012 import read_physionet2012
 from vmapens.cohort.load import Cohort, load_cohort
+from vmapens.cohort.write import write_cohort
 from vmapens.ensemble.epoch import Data
 from vmapens.ensemble.seeds import Factory
 from vmapens.nn import AttentionLSTM
@@ -146,5 +147,5 @@ def cohort_folder(given: Path | None) -> Iterator[Path]:
     if not (data / ARCHIVE).is_file():
         raise SystemExit(f"{data / ARCHIVE} does not exist: give --cohort, or set VMAPENS_DATA to its folder.")
     with tempfile.TemporaryDirectory() as folder:
-        import_physionet2012([data / ARCHIVE], Path(folder, "set-a"))
+        write_cohort(Path(folder, "set-a"), *read_physionet2012([data / ARCHIVE]))
         yield Path(folder, "set-a")

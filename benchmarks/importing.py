@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.harness import cores
-from vmapens.cohort.importers.physionet2012 import import_physionet2012
+from vmapens.cohort.importers.physionet2012 import read_physionet2012
+from vmapens.cohort.write import write_cohort
 
 ARCHIVE = "physionet2012-set-a.tar.xz"
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _import(archive: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        return import_physionet2012([archive], Path(folder, "cohort")).steps
+        return write_cohort(Path(folder, "cohort"), *read_physionet2012([archive])).steps
 
 
 def _timed(task: Callable[[], int]) -> tuple[float, int]:

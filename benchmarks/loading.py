@@ -40,7 +40,8 @@ def make(folder: Path, samples: int, steps: int, features: int, measured: float 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vmapens.cohort.schema import SERIES_FILE, CohortInfo, Feature, Task, write_cohort
+    from vmapens.cohort.schema import SERIES_FILE, CohortInfo, Feature, Task
+    from vmapens.cohort.write import write_cohort
 
     names = [f"f{number:03d}" for number in range(features)]
     info = CohortInfo(steps, 5.0, tuple(Feature(n) for n in names), (Task("y", "binary", ("0", "1")),), "made", "none")

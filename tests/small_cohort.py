@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 
 from vmapens.cohort.load import Cohort, load_cohort
-from vmapens.cohort.schema import LABELS_FILE, SERIES_FILE, CohortInfo, Feature, Task, write_cohort
+from vmapens.cohort.schema import LABELS_FILE, SERIES_FILE, CohortInfo, Feature, Task
+from vmapens.cohort.write import write_cohort
 from vmapens.spec import CohortSpec
 
 STEPS = 6

@@ -25,8 +25,9 @@ from test_physionet2012 import HEAD, OUTCOMES, record, tiny_set, write_folder, w
 
 from vmapens.cohort.describe import describe_cohort
 from vmapens.cohort.importers.archive import read_files
-from vmapens.cohort.importers.physionet2012 import import_physionet2012
-from vmapens.cohort.importers.tensors import import_tensors
+from vmapens.cohort.importers.physionet2012 import read_physionet2012
+from vmapens.cohort.importers.tensors import read_tensors
+from vmapens.cohort.write import write_cohort
 from vmapens.errors import CohortError
 
 
@@ -56,12 +57,14 @@ def place(tmp_path):
 def physionet(source):
     """Import a set; what comes out can be described."""
     out = source.parent / "out"
-    return ends_well(lambda: (import_physionet2012([source], out), describe_cohort(out)), source.parent, out)
+    return ends_well(
+        lambda: (write_cohort(out, *read_physionet2012([source])), describe_cohort(out)), source.parent, out
+    )
 
 
 def tensors(source):
     out = source.parent / "out"
-    return ends_well(lambda: (import_tensors([source], out), describe_cohort(out)), source.parent, out)
+    return ends_well(lambda: (write_cohort(out, *read_tensors([source])), describe_cohort(out)), source.parent, out)
 
 
 @functools.cache
@@ -273,7 +276,7 @@ def test_tensors_of_any_type_are_one_line_or_a_cohort(place, more, task, minutes
     out = folder / "out"
 
     def read():
-        import_tensors([folder / "all.pt"], out, task=task, minutes_per_step=minutes)
+        write_cohort(out, *read_tensors([folder / "all.pt"], task=task, minutes_per_step=minutes))
         return describe_cohort(out)
 
     found = ends_well(read, folder, out)
@@ -334,7 +337,7 @@ def test_a_header_that_claims_a_petabyte_is_refused(place):
     with zipfile.ZipFile(folder / "all.npz", "w") as archive:
         archive.writestr("x.npy", sink.getvalue() + bytes(96))
     with pytest.raises(CohortError, match="is cut short or holds more than plain arrays"):
-        import_tensors([folder / "all.npz"], folder / "out")
+        write_cohort(folder / "out", *read_tensors([folder / "all.npz"]))
 
 
 @pytest.mark.parametrize("name", ["all.npz", "all.pt"])
@@ -346,7 +349,7 @@ def test_what_unpacks_to_more_than_the_memory_is_refused_before_it_is_unpacked(p
     monkeypatch.setattr("vmapens.cohort.importers.tensors._load", None)
     assert (folder / name).stat().st_size < 10_000
     with pytest.raises(CohortError, match=r"unpacks to 0\.0 GiB, of which 0\.0 are free; is it the right file\?"):
-        import_tensors([folder / name], folder / "out")
+        write_cohort(folder / "out", *read_tensors([folder / name]))
 
 
 @examples(60)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from small_cohort import load, small_info, small_labels, small_series, write_small
 
 from vmapens.cohort.describe import describe_cohort
-from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, Feature, Task, write_cohort
+from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, Feature, Task
+from vmapens.cohort.write import write_cohort
 from vmapens.errors import CohortError
 
 INFO = json.loads(json.dumps(dataclasses.asdict(small_info(notes=("a",), dropped={"b": 1}))))

@@ -16,9 +16,10 @@ import pytest
 
 from benchmarks.importing import measure
 from vmapens.cohort.importers.archive import read_files
-from vmapens.cohort.importers.physionet2012 import import_physionet2012
+from vmapens.cohort.importers.physionet2012 import read_physionet2012
 from vmapens.cohort.importers.physionet2012_ranges import CONSTANT, SERIES
 from vmapens.cohort.schema import read_info
+from vmapens.cohort.write import write_cohort
 from vmapens.errors import CohortError
 
 HEAD = "Time,Parameter,Value\n"
@@ -75,7 +76,7 @@ def cohort_bytes(folder):
 def import_text(tmp_path, files, name="cohort"):
     """Import tiny files; the cohort's info, series and labels."""
     source = write_folder(files, tmp_path / f"{name}-source")
-    info = import_physionet2012([source], tmp_path / name)
+    info = write_cohort(tmp_path / name, *read_physionet2012([source]))
     return (
         info,
         pl.read_parquet(tmp_path / name / "series.parquet"),
@@ -101,7 +102,7 @@ def test_a_folder_and_all_kinds_of_archive_give_the_same_bytes(tmp_path):
     }
     cohorts = {}
     for name, source in sources.items():
-        info = import_physionet2012([source], tmp_path / "out" / name)
+        info = write_cohort(tmp_path / "out" / name, *read_physionet2012([source]))
         assert info == read_info(tmp_path / "out" / name)
         cohorts[name] = cohort_bytes(tmp_path / "out" / name)
     assert list(cohorts["folder"]) == ["cohort.json", "labels.parquet", "series.parquet"]
@@ -113,10 +114,10 @@ def test_the_order_of_files_and_paths_changes_no_byte(tmp_path):
     backwards = dict(reversed(files.items()))
     records = {name: text for name, text in files.items() if name != "Outcomes-a.txt"}
     outcomes = write_folder({"Outcomes-a.txt": OUTCOMES}, tmp_path) / "Outcomes-a.txt"
-    import_physionet2012([write_tar(files, tmp_path / "a.tar.gz", "w:gz")], tmp_path / "1")
-    import_physionet2012([write_tar(backwards, tmp_path / "b.tar.gz", "w:gz")], tmp_path / "2")
-    import_physionet2012([outcomes, write_zip(records, tmp_path / "records.zip")], tmp_path / "3")
-    import_physionet2012([tmp_path / "records.zip", outcomes, tmp_path / "a.tar.gz"], tmp_path / "4")
+    write_cohort(tmp_path / "1", *read_physionet2012([write_tar(files, tmp_path / "a.tar.gz", "w:gz")]))
+    write_cohort(tmp_path / "2", *read_physionet2012([write_tar(backwards, tmp_path / "b.tar.gz", "w:gz")]))
+    write_cohort(tmp_path / "3", *read_physionet2012([outcomes, write_zip(records, tmp_path / "records.zip")]))
+    write_cohort(tmp_path / "4", *read_physionet2012([tmp_path / "records.zip", outcomes, tmp_path / "a.tar.gz"]))
     assert cohort_bytes(tmp_path / "1") == cohort_bytes(tmp_path / "2") == cohort_bytes(tmp_path / "3")
     assert cohort_bytes(tmp_path / "1") == cohort_bytes(tmp_path / "4")
 
@@ -311,12 +312,12 @@ def test_missing_parts_are_one_clear_line(tmp_path):
             import_text(tmp_path, content, f"case-{place}")
         assert "\n" not in str(caught.value)
     with pytest.raises(CohortError, match="does not exist"):
-        import_physionet2012([tmp_path / "nowhere"], tmp_path / "out")
+        write_cohort(tmp_path / "out", *read_physionet2012([tmp_path / "nowhere"]))
     with pytest.raises(CohortError, match="no path given"):
-        import_physionet2012([], tmp_path / "out")
+        write_cohort(tmp_path / "out", *read_physionet2012([]))
     import_text(tmp_path, files, "first")
     with pytest.raises(CohortError, match="holds a cohort already"):
-        import_physionet2012([tmp_path / "first-source"], tmp_path / "first")
+        write_cohort(tmp_path / "first", *read_physionet2012([tmp_path / "first-source"]))
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "zip"])
@@ -333,7 +334,7 @@ def test_an_archive_cut_short_is_refused(tmp_path, kind, share):
     cut = tmp_path / f"cut.{kind}"
     cut.write_bytes(data[:size])
     with pytest.raises(CohortError, match="cannot be read to its end") as caught:
-        import_physionet2012([cut], tmp_path / "out")
+        write_cohort(tmp_path / "out", *read_physionet2012([cut]))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -345,10 +346,10 @@ def test_a_damaged_archive_is_refused(tmp_path, pack):
     data[1024 : 1024 + 512] = b"\xff" * 512  # the header of the second member
     (tmp_path / "set.tar.z").write_bytes(pack(bytes(data)))
     with pytest.raises(CohortError, match="cannot be read to its end"):
-        import_physionet2012([tmp_path / "set.tar.z"], tmp_path / "out")
+        write_cohort(tmp_path / "out", *read_physionet2012([tmp_path / "set.tar.z"]))
     (tmp_path / "text.gz").write_bytes(pack(b"hello"))
     with pytest.raises(CohortError, match="cannot be read to its end"):
-        import_physionet2012([tmp_path / "text.gz"], tmp_path / "out")
+        write_cohort(tmp_path / "out", *read_physionet2012([tmp_path / "text.gz"]))
 
 
 def test_hostile_members_of_an_archive_are_passed_over(tmp_path):
@@ -369,7 +370,7 @@ def test_hostile_members_of_an_archive_are_passed_over(tmp_path):
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-    info = import_physionet2012([path], tmp_path / "out")
+    info = write_cohort(tmp_path / "out", *read_physionet2012([path]))
     assert info.dropped["links, devices and other members that are no plain file: left out"] == 4
     assert pl.read_parquet(tmp_path / "out" / "labels.parquet")["sample"].to_list() == [101, 102, 103, 104, 105]
     assert not outside.exists()
@@ -404,7 +405,7 @@ def test_set_a_as_published(tmp_path, shared_data):
     archive = shared_data / "physionet2012-set-a.tar.xz"
     if not archive.is_file():
         pytest.skip(f"no {archive}")
-    info = import_physionet2012([archive], tmp_path / "a")
+    info = write_cohort(tmp_path / "a", *read_physionet2012([archive]))
     labels = pl.read_parquet(tmp_path / "a" / "labels.parquet")
     series = pl.read_parquet(tmp_path / "a" / "series.parquet")
     assert labels.height == 4000
@@ -427,7 +428,7 @@ def test_set_a_agrees_with_a_slow_reading_of_some_stays(tmp_path, shared_data):
     archive = shared_data / "physionet2012-set-a.tar.xz"
     if not archive.is_file():
         pytest.skip(f"no {archive}")
-    import_physionet2012([archive], tmp_path / "a")
+    write_cohort(tmp_path / "a", *read_physionet2012([archive]))
     ranges = {parameter.name: parameter for parameter in SERIES + CONSTANT}
     constant = {parameter.name for parameter in CONSTANT}
     cells = {}
@@ -455,7 +456,7 @@ def test_set_b_and_both_sets_together(tmp_path, shared_data):
     paths = [shared_data / f"physionet2012-set-{name}.tar.xz" for name in "ab"]
     if not all(path.is_file() for path in paths):
         pytest.skip(f"not both of {paths}")
-    info = import_physionet2012(paths, tmp_path / "ab")
+    info = write_cohort(tmp_path / "ab", *read_physionet2012(paths))
     labels = pl.read_parquet(tmp_path / "ab" / "labels.parquet")
     deaths = labels.group_by("set").agg(pl.len(), pl.col("mortality").sum()).sort("set").rows()
     assert deaths == [("a", 4000, 554), ("b", 4000, 568)]

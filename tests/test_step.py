@@ -4,8 +4,9 @@ import pytest
 import torch
 from twin import PlainAttentionLSTM, train_one_seed
 
-from vmapens.cohort.importers.physionet2012 import import_physionet2012
+from vmapens.cohort.importers.physionet2012 import read_physionet2012
 from vmapens.cohort.load import load_cohort
+from vmapens.cohort.write import write_cohort
 from vmapens.ensemble.epoch import Block, Data, train_epoch
 from vmapens.ensemble.seeds import construct, orders, variant_table
 from vmapens.ensemble.stack import stack_modules
@@ -71,7 +72,7 @@ def largest_difference(block, row, plain):
 @pytest.fixture(scope="module")
 def physionet(shared_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("physionet") / "set-a"
-    import_physionet2012([shared_data / "physionet2012-set-a.tar.xz"], folder)
+    write_cohort(folder, *read_physionet2012([shared_data / "physionet2012-set-a.tar.xz"]))
     cohort = load_cohort(CohortSpec(path=str(folder), task="mortality"))
     rows = cohort.rows("train")[:300]
     return cohort.x[rows], cohort.y[rows]

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 import torch
 
-from vmapens.cohort.importers.tensors import import_tensors
+from vmapens.cohort.importers.tensors import read_tensors
 from vmapens.cohort.schema import read_info
+from vmapens.cohort.write import write_cohort
 from vmapens.errors import CohortError
 
 
@@ -22,7 +23,7 @@ def pair():
     return x, torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def read_tensors(folder):
+def written(folder):
     """Info, series with NaN for null, and the table of labels of a cohort."""
     info = read_info(folder)
     series = pl.read_parquet(folder / "series.parquet")
@@ -55,8 +56,10 @@ def save_npz(folder, x, y):
 def test_tensors_arrive_unchanged_however_they_are_kept(tmp_path, pair, save):
     x, y = pair
     (tmp_path / "source").mkdir()
-    info = import_tensors(save(tmp_path / "source", x, y), tmp_path / "out", task="phenotype", minutes_per_step=5)
-    read, values, labels = read_tensors(tmp_path / "out")
+    info = write_cohort(
+        tmp_path / "out", *read_tensors(save(tmp_path / "source", x, y), task="phenotype", minutes_per_step=5)
+    )
+    read, values, labels = written(tmp_path / "out")
     assert info == read
     assert np.array_equal(values, x.numpy(), equal_nan=True)
     assert labels["phenotype"].to_list() == y.tolist()
@@ -72,8 +75,8 @@ def test_pairs_named_by_split_become_a_split_column(tmp_path, pair):
     for name, rows in (("test", slice(4, 6)), ("train", slice(0, 3)), ("val", slice(3, 4))):
         torch.save(x[rows].double(), tmp_path / f"X_{name}.pt")
         torch.save(y[rows].float(), tmp_path / f"y_{name}.pt")
-    import_tensors([tmp_path], tmp_path / "out")
-    _, values, labels = read_tensors(tmp_path / "out")
+    write_cohort(tmp_path / "out", *read_tensors([tmp_path]))
+    _, values, labels = written(tmp_path / "out")
     assert np.array_equal(values, x.numpy(), equal_nan=True)
     assert labels["split"].to_list() == ["train"] * 3 + ["valid"] + ["test"] * 2
     assert labels["outcome"].to_list() == y.tolist()
@@ -84,8 +87,8 @@ def test_npz_names_of_features_ids_and_split_are_kept(tmp_path, pair):
     ids, split = np.array(["f", "e", "d", "c", "b", "a"]), np.array(["train", "train", "val", "test", "test", "train"])
     names = np.array(["hr", "map", "ph"])
     np.savez(tmp_path / "all.npz", x=x.numpy(), y=(y > 0).numpy(), ids=ids, split=split, feature_names=names)
-    info = import_tensors([tmp_path / "all.npz"], tmp_path / "out")
-    _, values, labels = read_tensors(tmp_path / "out")
+    info = write_cohort(tmp_path / "out", *read_tensors([tmp_path / "all.npz"]))
+    _, values, labels = written(tmp_path / "out")
     assert np.array_equal(values, x.numpy()[::-1], equal_nan=True)  # a cohort is sorted by sample
     assert labels["sample"].to_list() == sorted(ids.tolist())
     assert labels["split"].to_list() == ["train", "test", "test", "valid", "train", "train"]
@@ -111,7 +114,7 @@ def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path, pair, monkeypat
     Path("cut.pt").write_bytes(Path("whole.pt").read_bytes()[:-200])
     for name in ("code.pt", "code.npz", "junk.pt", "empty.pt", "cut.pt"):
         with pytest.raises(CohortError, match="code in a file is never run") as caught:
-            import_tensors([Path(name)], tmp_path / "out")
+            write_cohort(tmp_path / "out", *read_tensors([Path(name)]))
         assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
 
@@ -143,7 +146,7 @@ def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
     for place, (message, content) in enumerate(cases.items()):
         torch.save(content, tmp_path / f"{place}.pt")
         with pytest.raises(CohortError, match=message) as caught:
-            import_tensors([tmp_path / f"{place}.pt"], tmp_path / "out")
+            write_cohort(tmp_path / "out", *read_tensors([tmp_path / f"{place}.pt"]))
         assert "\n" not in str(caught.value)
     torch.save((x, y), tmp_path / "good.pt")
     for message, arguments in {
@@ -151,8 +154,8 @@ def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
         r"wanted 1e-06 to 1e\+08": {"minutes_per_step": 0.0},
     }.items():
         with pytest.raises(CohortError, match=message):
-            import_tensors([tmp_path / "good.pt"], tmp_path / "out", **arguments)
+            write_cohort(tmp_path / "out", *read_tensors([tmp_path / "good.pt"], **arguments))
     for path, message in ((tmp_path / "none.pt", "does not exist"), (Path(__file__), "wanted .pt or .npz")):
         with pytest.raises(CohortError, match=message):
-            import_tensors([path], tmp_path / "out")
+            write_cohort(tmp_path / "out", *read_tensors([path]))
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """A bar on a terminal, else a log line every 30 seconds; a `vmapens.training.Listener`.
+    """A bar on a terminal, else a log line every 30 seconds; a `vmapens.listener.Listener`.
 
     Args:
         unit: What is counted.

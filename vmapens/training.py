@@ -8,7 +8,6 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import polars as pl
 
@@ -35,6 +34,7 @@ from vmapens.ensemble.memory import Width
 from vmapens.ensemble.seeds import Factory, construct, orders
 from vmapens.ensemble.stack import stack_modules
 from vmapens.errors import RunError, SpecError
+from vmapens.listener import Listener, Silence
 from vmapens.manifest import go_on, manifest_of
 from vmapens.nn.kernels import use_precision
 from vmapens.nn.threads import spread_over
@@ -44,33 +44,6 @@ from vmapens.spec import RunSpec
 from vmapens.weights import write_weights
 
 _CUT = "warning: memory ran out; going on with {value} variants at once, which changes no result."
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """Hears how far a training is, in epochs of one variant, or an analysis, in stays."""
-
-    def start(self, amount: int) -> None:
-        """The work is known: so much of it."""
-
-    def advance(self, amount: int) -> None:
-        """So much more is done."""
-
-    def say(self, line: str) -> None:
-        """A line of interest."""
-
-
-class Silence:
-    """A listener that says nothing."""
-
-    def start(self, amount: int) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)

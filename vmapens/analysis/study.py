@@ -45,11 +45,11 @@ from vmapens.analysis.worth import attributions_table, faithfulness_table, permu
 from vmapens.directory import occupy, write_parquet
 from vmapens.ensemble.seeds import Factory
 from vmapens.errors import RunError, SpecError, first_line
+from vmapens.listener import Listener, Silence
 from vmapens.manifest import versions
 from vmapens.nn.threads import spread_over
 from vmapens.run import Run, open_run
 from vmapens.spec import Device, RunSpec
-from vmapens.training import Listener, Silence
 
 SETTINGS_FILE = "analysis.json"
 _NEEDED = {"run", "variants", "task", "k", "notes", "settings", "weights"}

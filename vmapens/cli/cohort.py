@@ -1,11 +1,15 @@
 """Commands about cohorts: `import` and `describe`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vmapens.cli.options import Json, Out, app, to_json
+
+if TYPE_CHECKING:
+    from vmapens.cohort.write import Imported
 
 importers = typer.Typer(rich_markup_mode=None)
 app.add_typer(importers, name="import")
@@ -28,12 +32,9 @@ def import_physionet2012(
 
     Example: vmapens import physionet2012 set-a.tar.gz Outcomes-a.txt --out cohorts/set-a
     """
-    from vmapens.cohort.importers.physionet2012 import import_physionet2012
-    from vmapens.cohort.schema import require_no_cohort
+    from vmapens.cohort.importers.physionet2012 import read_physionet2012
 
-    require_no_cohort(out)
-    import_physionet2012(paths, out)
-    _describe(out)
+    _write(out, lambda: read_physionet2012(paths))
 
 
 @importers.command("tensors")
@@ -47,12 +48,9 @@ def import_tensors(
 
     Example: vmapens import tensors x.pt y.pt --out cohorts/mine --minutes-per-step 5
     """
-    from vmapens.cohort.importers.tensors import import_tensors
-    from vmapens.cohort.schema import require_no_cohort
+    from vmapens.cohort.importers.tensors import read_tensors
 
-    require_no_cohort(out)
-    import_tensors(paths, out, task=task, minutes_per_step=minutes_per_step)
-    _describe(out)
+    _write(out, lambda: read_tensors(paths, task=task, minutes_per_step=minutes_per_step))
 
 
 @importers.command("synthetic")
@@ -70,6 +68,15 @@ def import_synthetic(
     from vmapens.cohort.synthetic import make_synthetic
 
     make_synthetic(out, samples=samples, steps=steps, features=features, seed=seed)
+    _describe(out)
+
+
+def _write(out: Path, read: "Callable[[], Imported]") -> None:
+    """Read a source, write the cohort, and say what it holds."""
+    from vmapens.cohort.write import require_no_cohort, write_cohort
+
+    require_no_cohort(out)  # before the work
+    write_cohort(out, *read())
     _describe(out)
 
 

@@ -5,16 +5,12 @@
 `cohort.json`     everything about them that a table cannot say: `CohortInfo`.
 """
 
-import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import polars as pl
-
-from vmapens.atomic import atomic_path, write_text
 from vmapens.cohort.parquet import is_pattern
 from vmapens.errors import CohortError
 
@@ -24,7 +20,6 @@ LABELS_FILE = "labels.parquet"
 INFO_FILE = "cohort.json"
 MINUTES = (1e-6, 1e8)
 """Minutes between two steps, least and most: from 60 microseconds to 190 years."""
-_ROW_GROUP = 1 << 18  # fixed: Polars would choose it by its number of threads, and the bytes with it
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,8 @@ class CohortInfo:
         tasks: In the order of the columns.
         source: Where the data come from, with the citation its owners ask for.
         licence: Of the data.
-        dropped: What the importer left out or could not read: a sentence to the number of values or rows.
+        read: What the importer read: a sentence to the number of files, rows or values.
+        dropped: What it left out, clipped or could not read, and why: a sentence to the number of values or rows.
         notes: Anything else a reader must know, a sentence each.
     """
 
@@ -72,6 +68,7 @@ class CohortInfo:
     tasks: tuple[Task, ...]
     source: str
     licence: str
+    read: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
@@ -86,45 +83,6 @@ class CohortInfo:
             if task.name == name:
                 return task
         raise CohortError(f"unknown task `{name}`: this cohort has {', '.join(t.name for t in self.tasks) or 'none'}.")
-
-
-def write_cohort(folder: Path, info: CohortInfo, series: pl.DataFrame | pl.LazyFrame, labels: pl.DataFrame) -> None:
-    """Write the three files of a cohort, each atomically, `cohort.json` last.
-
-    Args:
-        folder: Made if missing; must not hold a cohort yet.
-        info: Its features and tasks name the columns that are written, in that order.
-        series: Columns `sample`, `step` and the features; sorted here by (sample, step).
-        labels: Columns `sample`, the tasks, and any of `group`, `split`, static columns; sorted here by sample.
-
-    Raises:
-        CohortError: If the folder holds a cohort already, or one of its names is taken twice or is no text.
-        OutputError: If it cannot be written.
-    """
-    require_no_cohort(folder)
-    if problem := _problem(info):
-        raise CohortError(f"{folder} is not written: {problem}; choose other names.")
-    columns = [pl.col("sample"), pl.col("step").cast(pl.Int32)]
-    columns += [pl.col(feature.name).cast(pl.Float32) for feature in info.features]
-    rows = series.lazy().select(columns).sort("sample", "step")
-    with atomic_path(folder / SERIES_FILE) as path:
-        rows.sink_parquet(path, row_group_size=_ROW_GROUP)
-    with atomic_path(folder / LABELS_FILE) as path:
-        labels.sort("sample").write_parquet(path)
-    write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")
-
-
-def require_no_cohort(folder: Path) -> None:
-    """Say before any work that a cohort cannot go here.
-
-    Raises:
-        CohortError: If one of its files is there already.
-    """
-    if (folder / INFO_FILE).exists():
-        raise CohortError(f"{folder} holds a cohort already: choose another --out, or remove it first.")
-    taken = [name for name in (SERIES_FILE, LABELS_FILE) if (folder / name).exists()]
-    if taken:
-        raise CohortError(f"{folder} holds {' and '.join(taken)} already, of something else: choose another --out.")
 
 
 def read_info(folder: Path) -> CohortInfo:
@@ -144,7 +102,7 @@ def read_info(folder: Path) -> CohortInfo:
             Task(**{**entry, "classes": _listed(entry["classes"])}) for entry in _listed(table["tasks"])
         )
         info = CohortInfo(**{**table, "notes": _listed(table["notes"])})
-        problem = _problem(info)
+        problem = problem_of(info)
         if problem:
             raise ValueError(problem)
         return info
@@ -160,7 +118,7 @@ def _listed(value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _problem(info: CohortInfo) -> str:
+def problem_of(info: CohortInfo) -> str:
     """What is wrong with the types and values of a description that was read; "" if nothing is."""
     names = [feature.name for feature in info.features] + [task.name for task in info.tasks]
     texts = [text for f in info.features for text in (f.name, f.unit, f.group)]
@@ -169,9 +127,10 @@ def _problem(info: CohortInfo) -> str:
         return f"steps is {info.steps!r}, wanted a whole number below 2^31"
     if type(info.minutes_per_step) not in (int, float) or not MINUTES[0] <= info.minutes_per_step <= MINUTES[1]:
         return f"minutes_per_step is {info.minutes_per_step!r}, wanted a number from {MINUTES[0]:g} to {MINUTES[1]:g}"
-    if not isinstance(info.dropped, dict) or not all(type(count) is int for count in info.dropped.values()):
-        return f"dropped is {info.dropped!r}, wanted a table of whole numbers"
-    texts += [*info.notes, *info.dropped, info.source, info.licence]
+    for name, counts in (("read", info.read), ("dropped", info.dropped)):
+        if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+            return f"{name} is {counts!r}, wanted a table of whole numbers"
+    texts += [*info.notes, *info.read, *info.dropped, info.source, info.licence]
     if not all(isinstance(text, str) for text in texts):
         return "names, units, classes and notes must be texts"
     if re.search("[\ud800-\udfff]", "".join(texts)):

@@ -23,7 +23,8 @@ import polars as pl
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from vmapens.atomic import atomic_path
-from vmapens.cohort.schema import CohortInfo, Feature, Task, require_no_cohort, write_cohort
+from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.write import require_no_cohort, write_cohort
 from vmapens.errors import CohortError
 
 TASK_NAME = "outcome"

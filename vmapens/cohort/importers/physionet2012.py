@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from vmapens.cohort.importers.archive import BYTE_ORDER_MARK, read_files
 from vmapens.cohort.importers.physionet2012_ranges import CONSTANT, RANGES_VERSION, SERIES
-from vmapens.cohort.schema import CohortInfo, Feature, Task, write_cohort
+from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
 
 STEPS = 48
@@ -51,8 +52,8 @@ _LARGEST_ID = 2**53
 """RecordIDs pass through float64, as all values do."""
 
 
-def import_physionet2012(paths: Sequence[Path], out: Path) -> CohortInfo:
-    """Write the stays of one or more sets of PhysioNet/CinC 2012 as a cohort folder.
+def read_physionet2012(paths: Sequence[Path]) -> Imported:
+    """Read the stays of one or more sets of PhysioNet/CinC 2012.
 
     The grid has T = 48 hourly steps: step = floor(hour), and 48:00 belongs to step 47. Of several values of a parameter
     in one hour the last in the order of the file stays. -1 and values outside `physionet2012_ranges` are missing. The
@@ -66,10 +67,9 @@ def import_physionet2012(paths: Sequence[Path], out: Path) -> CohortInfo:
     Args:
         paths: Folders, archives (tar, plain or compressed; zip) and single files, in any order. Records and outcomes
             are told by their first line, wherever they lie and whatever they are called.
-        out: The folder to write; must not hold a cohort yet.
 
     Returns:
-        What was written to `cohort.json`; `dropped` counts all that did not reach the cohort.
+        The cohort, not written yet; `info.dropped` counts all that did not reach it.
 
     Raises:
         CohortError: If a path cannot be read, there are no records or no outcomes, or a stay occurs twice with
@@ -91,6 +91,7 @@ def import_physionet2012(paths: Sequence[Path], out: Path) -> CohortInfo:
             "name the set's folder or archive (set-a.tar.gz)."
         )
     ids = np.array(sorted(records), dtype=np.int64)
+    rows_read = sum(body.count(b"\n") for body in records.values())
     rows = _parse(ids, records, dropped)
     series = _grid(ids, rows, dropped)
     labels, tasks = _labels(ids, rows, outcome_files, dropped)
@@ -101,7 +102,8 @@ def import_physionet2012(paths: Sequence[Path], out: Path) -> CohortInfo:
         tasks=tasks,
         source=SOURCE,
         licence=LICENCE,
-        dropped={what: dropped[what] for what in sorted(dropped) if dropped[what]},
+        read={"records": len(records), "files of outcomes": len(outcome_files), "rows of records": rows_read},
+        dropped=dropped,
         notes=(
             "One hour a step: floor of the hour; values at 48:00 are in step 47.",
             "Of several values in one hour the last in the order of the file is kept.",
@@ -111,8 +113,7 @@ def import_physionet2012(paths: Sequence[Path], out: Path) -> CohortInfo:
             "The data name no patients: each stay counts as its own group.",
         ),
     )
-    write_cohort(out, info, series, labels)
-    return info
+    return Imported(info, series, labels)
 
 
 def _collect(paths: Sequence[Path], dropped: Counter[str]) -> tuple[dict[int, bytes], set[tuple[str, bytes]]]:

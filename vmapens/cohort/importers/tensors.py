@@ -17,7 +17,8 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task, write_cohort
+from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
+from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError, first_line
 from vmapens.machine import free_memory
 
@@ -74,10 +75,8 @@ class _Found:
     names: list[tuple[str, ...]] = field(default_factory=list)
 
 
-def import_tensors(
-    paths: Sequence[Path], out: Path, *, task: str = "outcome", minutes_per_step: float | int = 60.0
-) -> CohortInfo:
-    """Write `x [N, T, F]` and `y [N]` as a cohort folder.
+def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_step: float | int = 60.0) -> Imported:
+    """Read `x [N, T, F]` and `y [N]`.
 
     Files: two `.pt` (one each), or one `.pt` with a dict, tuple or list of them, or `.npz`; a folder stands for the
     `.pt` and `.npz` files in it. The array with three axes is x, the one with one axis is y; where several could be
@@ -86,12 +85,11 @@ def import_tensors(
 
     Args:
         paths: `.pt`, `.pth` or `.npz` files, or folders of them.
-        out: The folder to write; must not hold a cohort yet.
         task: Name of the task. Two classes make it binary, more multiclass; C is the largest label + 1.
         minutes_per_step: Minutes between two steps, > 0.
 
     Returns:
-        What was written to `cohort.json`. NaN in x is "not measured". Features without names are `feature_000`, ...;
+        The cohort, not written yet. NaN in x is "not measured". Features without names are `feature_000`, ...;
         samples without ids are 0, 1, ... in the order train, valid, test.
 
     Raises:
@@ -118,14 +116,14 @@ def import_tensors(
         features=tuple(Feature(name) for name in names),
         tasks=(_task(task, y),),
         source=f"tensors of {', '.join(sorted({part.where for part in parts}))}",
+        read={"samples": len(y), "values": sum(part.x.size for part in parts)},
         licence="unknown to vmapens: that of the data the tensors were made from",
         notes=("NaN in the tensors is a cell that was not measured; nothing was changed.",),
     )
     labels = pl.DataFrame({"sample": ids, task: pl.Series(y, dtype=pl.Int32)})
     if (splits := _splits(parts)) is not None:
         labels = labels.with_columns(split=pl.Series(splits, dtype=pl.String))
-    write_cohort(out, info, _series(parts, ids, names), labels)
-    return info
+    return Imported(info, _series(parts, ids, names), labels)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
