@@ -22,7 +22,8 @@ def folder(tmp_path):
         group=pl.col("sample") // 2,
     )
     tasks = (TASK, Task("los", "multiclass", ("short", "long", "endless")))
-    changes = {"dropped": {"values outside their range": 12}, "notes": ("One ward only.",)}
+    counts = {"read": {"rows": 240, "files": 2}, "dropped": {"values outside their range": 12}}
+    changes = {**counts, "notes": ("One ward only.", "warning: Beware.")}
     return write_small(tmp_path / "c", series.filter(pl.col("sample") != 6), labels[:-1], tasks=tasks, **changes)
 
 
@@ -47,7 +48,8 @@ def test_text_says_it_in_lines(folder):
     assert "task died (binary): 39 labelled: survived 26, died 13; prevalence 33.3%" in text
     assert "splits: train 29, valid 0, test 10" in text
     assert "dropped: values outside their range: 12" in text
-    assert "note: One ward only." in text
+    assert "\nread: 2 files, 240 rows\n" in text
+    assert "\nnote: One ward only.\nwarning: Beware.\n" in text
     assert "\n  lactate  " in text
 
 

@@ -208,6 +208,14 @@ def test_labels_and_tasks(tmp_path):
     assert info.dropped["stays whose SAPS-I is unknown: severity unknown"] == 1
 
 
+def test_stays_that_died_within_the_window_are_said(tmp_path):
+    """Their death is no prediction of what comes after 48 hours."""
+    early = OUTCOMES.replace("102,16,8,8,4,1", "102,16,8,8,1,1")
+    assert not [note for note in import_text(tmp_path, tiny_set(), "late")[0].notes if "warning" in note]
+    notes = import_text(tmp_path, tiny_set() | {"Outcomes-a.txt": early}, "early")[0].notes
+    assert "warning: 1 stays died before the window's end (Survival under 2 days)" in notes[-1]
+
+
 def test_severity_is_left_out_where_all_scores_are_equal(tmp_path):
     outcomes = OUTCOMES_HEAD + "101,6,1,5,-1,0\n"
     info, _, labels = import_text(tmp_path, {"1.txt": record(101), "o.txt": outcomes})

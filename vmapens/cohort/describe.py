@@ -33,7 +33,8 @@ class Description:
         tasks: `task`, `kind`, `labelled`, `classes` (names) and `counts` (both lists), `prevalence` (share of class 1
             of a binary task, else null).
         splits: `split`, `samples`; None if no split is given and vmapens draws it.
-        dropped: What was left out on the way here: a sentence to its number.
+        read: What the importer read: a sentence to its number.
+        dropped: What was left out, clipped or changed on the way here: a sentence to its number.
         notes: Anything else a reader must know.
         origin: Where the data come from.
         licence: Of the data.
@@ -50,6 +51,7 @@ class Description:
     features: pl.DataFrame
     tasks: pl.DataFrame
     splits: pl.DataFrame | None
+    read: dict[str, int]
     dropped: dict[str, int]
     notes: tuple[str, ...]
     origin: str
@@ -79,8 +81,9 @@ class Description:
             lines.append("splits: none given, drawn when training")
         else:
             lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in self.splits.iter_rows()))
+        lines += ["read: " + ", ".join(f"{count} {what}" for what, count in self.read.items())] if self.read else []
         lines += [f"dropped: {what}: {count}" for what, count in self.dropped.items()]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [note if note.startswith("warning: ") else f"note: {note}" for note in self.notes]
         lines.append("missing share per feature (cells not measured)")
         shown = self.features.head(_SHOWN)
         width = max((len(name) for name in shown["feature"]), default=0)
@@ -129,6 +132,7 @@ def describe_cohort(source: Path) -> Description:
         features=features,
         tasks=_tasks(tables),
         splits=splits,
+        read=dict(info.read),
         dropped=dict(info.dropped),
         notes=info.notes,
         origin=info.source,

@@ -94,7 +94,7 @@ def read_physionet2012(paths: Sequence[Path]) -> Imported:
     rows_read = sum(body.count(b"\n") for body in records.values())
     rows = _parse(ids, records, dropped)
     series = _grid(ids, rows, dropped)
-    labels, tasks = _labels(ids, rows, outcome_files, dropped)
+    labels, tasks, early = _labels(ids, rows, outcome_files, dropped)
     info = CohortInfo(
         steps=STEPS,
         minutes_per_step=60.0,
@@ -111,6 +111,7 @@ def read_physionet2012(paths: Sequence[Path]) -> Imported:
             "Age, Gender and Height have the same value in all steps; the admission weight is a measurement at step 0.",
             "MechVent is only ever 1: missing means not ventilated, or not written down.",
             "The data name no patients: each stay counts as its own group.",
+            *early,
         ),
     )
     return Imported(info, series, labels)
@@ -255,8 +256,8 @@ def _same_minute(record: NDArray[np.int32], minute: NDArray[np.int32], parameter
 
 def _labels(
     ids: NDArray[np.int64], rows: pl.DataFrame, outcome_files: Set[tuple[str, bytes]], dropped: Counter[str]
-) -> tuple[pl.DataFrame, tuple[Task, ...]]:
-    """One row a stay, and the tasks among its columns."""
+) -> tuple[pl.DataFrame, tuple[Task, ...], list[str]]:
+    """One row a stay, the tasks among its columns, and a warning of stays that ended before the grid does."""
     outcomes = _outcomes(outcome_files, dropped)
     stays = pl.DataFrame({"sample": ids, "icu_type": _icu_types(len(ids), rows, dropped)})
     dropped["outcomes without a record: left out"] += outcomes.join(stays, on="sample", how="anti").height
@@ -284,7 +285,13 @@ def _labels(
             )
         )
         labels = labels.with_columns(severity=severity)
-    return labels.select("sample", *(task.name for task in tasks), "saps_i", "sofa", "set"), tuple(tasks)
+    early = labels.filter(pl.col("survival").is_between(0, STEPS // 24 - 1)).height
+    warning = (
+        f"warning: {early} stays died before the window's end (Survival under {STEPS // 24} days): for them, mortality "
+        "is not a prediction."
+    )
+    labels = labels.select("sample", *(task.name for task in tasks), "saps_i", "sofa", "set")
+    return labels, tuple(tasks), [warning] * (early > 0)
 
 
 def _icu_types(stays: int, rows: pl.DataFrame, dropped: Counter[str]) -> pl.Series:
@@ -298,7 +305,7 @@ def _icu_types(stays: int, rows: pl.DataFrame, dropped: Counter[str]) -> pl.Seri
 
 
 def _outcomes(files: Set[tuple[str, bytes]], dropped: Counter[str]) -> pl.DataFrame:
-    """`sample`, `mortality`, `saps_i`, `sofa` and `set`, one row a stay; -1 and unreadable scores are null."""
+    """`sample`, `mortality`, `saps_i`, `sofa`, `survival` (days), `set`, a row a stay; -1 and unreadable are null."""
     tables = []
     for name, data in sorted(files):
         try:
@@ -311,10 +318,12 @@ def _outcomes(files: Set[tuple[str, bytes]], dropped: Counter[str]) -> pl.DataFr
             raise CohortError(
                 f"{name}: no column {', '.join(lacking)}; got {', '.join(table.columns)}. Fetch it again."
             )
+        if "Survival" not in table.columns:
+            table = table.with_columns(Survival=pl.lit(None, pl.String))
         set_name = re.search(r"outcomes-(\w+)\.txt$", PurePosixPath(name).name, re.IGNORECASE)
         numbers = [
             pl.col(old).str.strip_chars().cast(pl.Int64, strict=False).alias(new)
-            for old, new in OUTCOME_COLUMNS.items()
+            for old, new in (*OUTCOME_COLUMNS.items(), ("Survival", "survival"))
         ]
         tables.append(table.select(*numbers, set=pl.lit(set_name and set_name[1].lower(), pl.String)))
     everything = pl.concat(tables)
@@ -323,10 +332,11 @@ def _outcomes(files: Set[tuple[str, bytes]], dropped: Counter[str]) -> pl.DataFr
         everything.height - readable.height
     )
     scores = [
-        pl.when(pl.col(score) >= 0).then(pl.col(score)).cast(pl.Int32, strict=False) for score in ("saps_i", "sofa")
+        pl.when(pl.col(score) >= 0).then(pl.col(score)).cast(pl.Int32, strict=False)
+        for score in ("saps_i", "sofa", "survival")
     ]
     stays = readable.select("sample", pl.col("mortality").cast(pl.Int32), *scores, "set")
-    stays = stays.group_by("sample", "mortality", "saps_i", "sofa").agg(pl.col("set").min())
+    stays = stays.group_by("sample", "mortality", "saps_i", "sofa", "survival").agg(pl.col("set").min())
     if twice := stays.filter(pl.col("sample").is_duplicated())["sample"].unique().sort().to_list():
         raise CohortError(f"two different outcomes for RecordID {', '.join(map(str, twice[:5]))}; give each set once.")
     return stays
