@@ -55,6 +55,7 @@ from typing import Literal, NamedTuple
 
 import polars as pl
 
+from vmapens.cohort.classes import code_classes
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.parquet import collect, count_rows, number_columns, scan
 from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
@@ -67,7 +68,6 @@ _SERIES = {"files", "layout", "sample", "time", "time_unit", "features", "featur
 _LABELS = {"file", "sample", "group", "split", "tasks"}
 _STATIC = {"file", "sample", "columns"}
 _RESERVED = {"sample", "step", "time"}
-_MOST_TEXTS = 100
 
 
 Layout = Literal["plain", "timed", "long"]
@@ -122,7 +122,7 @@ def read_mapping(path: Path) -> Mapped:
     elif timed.text("time_unit") == "step":
         series = rows.drop("time")
     else:
-        layout, series = "timed", _last_of_each_step(rows, names)
+        layout, series = "timed", last_of_each_step(rows, names)
     static_files: list[Path] = []
     if "static" in table:
         static = root.section("static", _STATIC)
@@ -205,7 +205,8 @@ def _measured(column: str) -> pl.Expr:
     return pl.col(column).cast(pl.Float64).fill_nan(None).cast(pl.Float32)
 
 
-def _last_of_each_step(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+def last_of_each_step(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+    """The last measured value of each feature in a step, by `time`; of two at the same time the larger one."""
     # After the first grouping no two rows of a step share a time, so the second never depends on the order of rows.
     largest = rows.group_by("sample", "step", "time").agg(pl.col(name).max() for name in names)
     measured_at = {name: pl.when(pl.col(name).is_not_null()).then(pl.col("time")) for name in names}
@@ -223,7 +224,7 @@ class _Gather:
             return self.rows.select("sample", "step").unique()
         value = {name: pl.when(pl.col("name") == name).then(pl.col("value")).alias(name) for name in features}
         mine = self.rows.filter(pl.col("name").is_in(list(features)))
-        return _last_of_each_step(mine.select("sample", "step", "time", *value.values()), features)
+        return last_of_each_step(mine.select("sample", "step", "time", *value.values()), features)
 
 
 def _labels(section: Section, raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Task, ...], set[str]]:
@@ -248,36 +249,14 @@ def _labels(section: Section, raw: pl.DataFrame) -> tuple[pl.DataFrame, tuple[Ta
             one.fail(f"a task cannot be called {name}")
         column = one.column("column", schema, name)
         taken |= {name, column}
-        code, classes = _classes(one, raw[column])
+        given = one.texts("classes") if "classes" in one.table else None
+        code, classes = code_classes(raw[column], f"{one.path}, {one.name}", given)
         kind = one.choice("kind", ("binary", "multiclass"), "binary" if len(classes) == 2 else "multiclass")
         if kind == "binary" and len(classes) != 2:
             one.fail(f"kind is `binary`, but there are {len(classes)} classes ({first_five(classes)})")
         tasks.append(Task(name, "binary" if kind == "binary" else "multiclass", tuple(classes), one.text("note", "")))
         codes.append(code.alias(name))
     return raw.select(columns).with_columns(codes), tuple(tasks), taken
-
-
-def _classes(section: Section, values: pl.Series) -> tuple[pl.Series, list[str]]:
-    """The column as whole numbers, where it is text or truth values, and the names of the classes."""
-    if values.dtype == pl.Boolean:
-        return values.cast(pl.Int64), section.texts("classes", ["false", "true"])
-    if values.dtype.is_numeric():
-        top = values.cast(pl.Float64).fill_nan(None).max()
-        count = max(int(top) + 1 if isinstance(top, float) and 0 <= top < 1000 else 2, 2)
-        return values, section.texts("classes", [str(number) for number in range(count)])
-    if values.dtype.is_nested() or values.dtype == pl.Binary:
-        section.fail(f"the column `{values.name}` is {values.dtype}, wanted numbers, truth values or text")
-    text = values.cast(pl.String)
-    found = sorted(text.drop_nulls().unique().to_list())
-    if "classes" not in section.table and len(found) > _MOST_TEXTS:
-        section.fail(
-            f"the column `{values.name}` has {len(found)} different texts; if it is a label, name its `classes`"
-        )
-    classes = section.texts("classes", found)
-    unknown = set(text.drop_nulls().to_list()) - set(classes)
-    if unknown:
-        section.fail(f"{len(unknown)} values are none of its classes ({first_five(unknown)})")
-    return text.replace_strict(classes, range(len(classes)), return_dtype=pl.Int64), classes
 
 
 def _join_static(section: Section, labels: pl.DataFrame, raw: pl.DataFrame, taken: set[str]) -> pl.DataFrame:

@@ -1,0 +1,220 @@
+"""Join the labels of any table to an imported cohort: a task that the source itself does not have.
+
+A table has one row a stay: CSV (plain or gzip, UTF-8, commas) or Parquet, told by its first bytes. Stays are matched by
+their ids, never by their place.
+"""
+
+import dataclasses
+import gzip
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import polars as pl
+
+from vmapens.cohort.classes import label_task, problem_of_labels
+from vmapens.cohort.hours import hours_of, refuse_seconds
+from vmapens.cohort.identity import first_five, one_row_each
+from vmapens.cohort.parquet import UNREADABLE, collect, is_pattern, scan
+from vmapens.cohort.schema import CohortInfo
+from vmapens.cohort.write import Imported
+from vmapens.errors import CohortError, first_line
+
+NO_PATIENTS = "The data name no patients: each stay counts as its own group."
+"""A note of importers, which no longer holds once a table brings the patients."""
+
+MAX_BYTES = 2**30
+"""Of a CSV, as text."""
+
+_PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
+_WHOLE = r"^-?(0|[1-9]\d{0,17})$"
+_REAL = r"^-?(0|[1-9]\d{0,17})?(\.\d+)?([eE][+-]?\d+)?$"
+_RESERVED = ("sample", "step", "group", "split")
+
+
+def join_labels(
+    imported: Imported,
+    file: Path,
+    *,
+    column: str,
+    id_column: str | None = None,
+    task: str | None = None,
+    group_column: str | None = None,
+    time_column: str | None = None,
+) -> Imported:
+    """Add a column of a table to a cohort as a task.
+
+    Args:
+        imported: A cohort that is not written yet. Its tables are not changed, but what is read and left out here is
+            counted in the `read` and `dropped` of its `info`, into which a stream may still be counting.
+        file: The table.
+        column: Labels: truth values, whole numbers from 0 (0..C-1), or text, whose sorted values are the classes; null
+            or empty = not in the task. Text that is nothing but numbers is numbers, in a Parquet file as in a CSV.
+        id_column: Which stay a row is about; 7, 7.0 and "7" are one id. Default: `sample` if there is such a column,
+            else the first.
+        task: Name of the task. Default: that of the column.
+        group_column: The patient of each stay: becomes `group`. A stay without one stands for itself.
+        time_column: When the outcome came: a duration, or hours, from the start of the stay. Null: never, or unknown.
+
+    Returns:
+        The cohort with the task, its last one. Stays without a label are kept, and not in the task.
+
+    Raises:
+        CohortError: If the table cannot be read, has no such column, has no id of the cohort, or contradicts itself;
+            its labels are no classes; the task's name is taken; the cohort has groups already; or an outcome came
+            before the end of the window, where a model could see it.
+    """
+    info, series, labels = imported
+    name = task or column
+    _check_name(name, info, labels)
+    table = _read_table(file)
+    columns = list(table.collect_schema())
+    ids = id_column or ("sample" if "sample" in columns else columns[0])
+    given = {"sample": ids, "label": column, "group": group_column, "time": time_column}
+    wanted = {role: found for role, found in given.items() if found is not None}
+    if absent := sorted(set(wanted.values()) - set(columns)):
+        raise CohortError(f"{file} has no column {', '.join(absent)}; it has {', '.join(columns[:20])}.")
+    if group_column and "group" in labels.columns:
+        raise CohortError(
+            f"{file}: the cohort has the patients already (`group`), so `{group_column}` cannot be; leave it out."
+        )
+    rows = collect(table.select(pl.col(found).alias(role) for role, found in wanted.items()), file)
+    rows = rows.with_columns(map(_typed, rows.iter_columns()))
+    counts: Counter[str] = Counter()
+    where = f"{file.name} for task `{name}`"
+    matched = _matched(rows, ids, labels, file, where, counts)
+    if problem := problem_of_labels(matched["label"]):
+        raise CohortError(f"{file}: column `{column}` {problem}.")
+    codes, made = label_task(matched["label"], name, str(file), f"Column `{column}` of {file.name}.")
+    matched = matched.with_columns(codes.alias("label"))
+    if group_column:
+        matched = matched.with_columns(_as_text(matched["group"], group_column, file))
+    notes = list(info.notes)
+    if time_column:
+        matched = matched.with_columns(_hours(matched["time"], time_column, file))
+        notes.append(_refuse_early(matched, info, time_column, file))
+    matched = one_row_each(matched, ["sample"], where, counts)
+    counts[f"stays without a row in {where}: kept, not in the task"] = labels.height - matched.height
+    counts[f"stays without a label in {where}: kept, not in the task"] = matched["label"].null_count()
+    roles = {"label": name} | ({"group": "group"} if group_column else {})
+    joined = labels.join(matched.select("sample", *roles).rename(roles), on="sample", how="left", maintain_order="left")
+    if group_column:
+        counts[f"stays without a patient in {where}: each counts as its own group"] = joined["group"].null_count()
+        notes = [note for note in notes if note != NO_PATIENTS]
+        notes.append(f"Patients (`group`) are column `{group_column}` of {file.name}.")
+    info.read[f"rows of {where}"] = rows.height
+    for what, count in counts.items():
+        info.dropped[what] = count
+    return Imported(dataclasses.replace(info, tasks=(*info.tasks, made), notes=tuple(notes)), series, joined)
+
+
+def _check_name(name: str, info: CohortInfo, labels: pl.DataFrame) -> None:
+    taken = {*_RESERVED, *labels.columns, *(feature.name for feature in info.features)}
+    if name in taken or not name or is_pattern(name):
+        raise CohortError(
+            f"the task cannot be called `{name}`: the cohort has a column of that name, or no column can."
+        )
+
+
+def _read_table(file: Path) -> pl.LazyFrame:
+    """The table, with the columns of a CSV as text without spaces around it; empty is null."""
+    if file.exists() and not file.is_file():
+        raise CohortError(f"{file} is no file: wanted a table, CSV or Parquet.")
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+        if head == _PARQUET:
+            return scan([file])
+        with gzip.open(file) if head.startswith(_GZIP) else file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise CohortError(f"{file} does not exist.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise CohortError(f"{file} cannot be read to its end: {first_line(error)}; fetch it again.") from error
+    if len(data) > MAX_BYTES:
+        raise CohortError(f"{file} holds more than {MAX_BYTES:,} bytes of text; write it as Parquet.")
+    if b"\0" in data or not _is_utf8(data):
+        raise CohortError(f"{file} is neither Parquet nor UTF-8 text; write it again as one of them.")
+    try:
+        table = pl.read_csv(data, infer_schema=False)
+    except UNREADABLE as error:
+        raise CohortError(f"{file} cannot be read as CSV: {first_line(error)}; write it again.") from error
+    names = [name.strip() for name in table.columns]
+    if len(names) < 2 or len(set(names)) < len(names) or any(map(is_pattern, names)):
+        raise CohortError(
+            f"{file}: the columns are called {', '.join(names)}; wanted two or more, all different, between commas."
+        )
+    table.columns = names
+    text = pl.all().str.strip_chars()
+    return table.lazy().with_columns(pl.when(text != "").then(text).name.keep())
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _typed(values: pl.Series) -> pl.Series:
+    """Text that is nothing but numbers as numbers; a leading zero makes it a name."""
+    if not isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum):
+        return values
+    text = values.cast(pl.String)
+    if text.str.contains(_WHOLE).all():
+        return text.cast(pl.Int64)
+    number = text.cast(pl.Float64, strict=False)
+    return number if text.str.contains(_REAL).all() and number.null_count() == text.null_count() else text
+
+
+def _as_text(values: pl.Series, column: str, file: Path) -> pl.Series:
+    """Ids as text, whole numbers without a point."""
+    if values.dtype.is_float():
+        whole = pl.when(pl.col(values.name).floor() == pl.col(values.name)).then(pl.col(values.name))
+        return values.to_frame().select(whole.cast(pl.Int64, strict=False).cast(pl.String)).to_series()
+    if values.dtype.is_integer() or values.dtype in (pl.String, pl.Null):
+        return values.cast(pl.String)
+    raise CohortError(f"{file}: column `{column}` is {values.dtype}, wanted ids: whole numbers or text.")
+
+
+def _matched(
+    rows: pl.DataFrame, ids: str, labels: pl.DataFrame, file: Path, where: str, counts: Counter[str]
+) -> pl.DataFrame:
+    """The rows whose id is in the cohort, by the type of its ids."""
+    text = _as_text(rows["sample"], ids, file)
+    kind = labels.schema["sample"]
+    keyed = rows.with_columns(text if kind == pl.String else text.cast(kind, strict=False))
+    matched = keyed.join(labels.select("sample"), on="sample", how="semi")
+    if matched.is_empty():
+        theirs, ours = (first_five(some.drop_nulls().cast(pl.String).to_list()) for some in (text, labels["sample"]))
+        raise CohortError(
+            f"{file}: no id of column `{ids}` ({theirs or 'all empty'}) is a stay of the cohort ({ours}); name the "
+            "column of the ids, or the table of these stays."
+        )
+    counts[f"rows of {where} without an id: left out"] = text.null_count()
+    counts[f"rows of {where} of other stays: left out"] = rows.height - text.null_count() - matched.height
+    return matched
+
+
+def _hours(values: pl.Series, column: str, file: Path) -> pl.Series:
+    table = values.alias(column).to_frame()
+    hours = table.select(hours_of(column, table, file)).to_series()
+    if values.dtype.is_numeric():
+        refuse_seconds(hours, file)
+    return hours.alias("time")
+
+
+def _refuse_early(rows: pl.DataFrame, info: CohortInfo, column: str, file: Path) -> str:
+    """See that no outcome came within the window; a note of when the first came."""
+    end = info.steps * info.minutes_per_step / 60
+    known = rows.filter(pl.col("label").is_not_null() & pl.col("time").is_not_null())
+    early = known.filter(pl.col("time") < end)["sample"]
+    if len(early):
+        raise CohortError(
+            f"{file}: by column `{column}` the outcome of {early.n_unique()} stays came before the window of {end:g} h "
+            f"ends ({first_five(early.cast(pl.String).to_list())}), so a model would see it; choose fewer steps, or "
+            "leave these stays out of the table."
+        )
+    if known.is_empty():
+        return f"Column `{column}` of {file.name} gives no time of an outcome."
+    return f"By `{column}` of {file.name} the first outcome comes {known['time'].sort()[0]:g} h into the stay."
