@@ -29,7 +29,7 @@ def refused(folder, *imported):
     """The line with which a cohort is refused; nothing is left behind."""
     with pytest.raises(CohortError) as error:
         write_cohort(folder, *imported)
-    assert not folder.exists() or not list(folder.iterdir())
+    assert not folder.exists()
     return str(error.value)
 
 
@@ -59,7 +59,7 @@ def test_a_stream_whose_samples_do_not_ascend_is_a_fault_of_the_importer(tmp_pat
     frames = reversed(list(in_frames(small_series())))
     with pytest.raises(ValueError, match="must ascend: 29 comes after 40"):
         write_cohort(tmp_path / "c", small_info(), frames, small_labels())
-    assert not list((tmp_path / "c").iterdir())
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_stream_without_rows_is_refused(tmp_path):

@@ -136,8 +136,8 @@ def test_the_grid_has_forty_features_and_forty_eight_steps(tmp_path):
     assert labels["sample"].to_list() == [101, 102, 103, 104]
 
 
-def test_the_last_value_of_an_hour_in_file_order_is_kept(tmp_path):
-    rows = ("03:50,HR,60", "03:10,HR,61", "03:10,HR,62", "03:50,Temp,36", "04:00,HR,70")
+def test_the_last_value_of_an_hour_is_kept_and_of_a_minute_the_last_in_file_order(tmp_path):
+    rows = ("03:50,HR,61", "03:50,HR,62", "03:10,HR,60", "03:50,Temp,36", "04:00,HR,70")
     files = {"1.txt": record(101, *rows), "o.txt": OUTCOMES}
     info, series, _ = import_text(tmp_path, files)
     assert value(series, 101, 3, "HR") == 62.0

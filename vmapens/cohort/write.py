@@ -7,6 +7,7 @@ looked for in what was written, before `cohort.json`, the last file, makes a coh
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,13 +62,20 @@ def write_cohort(folder: Path, info: CohortInfo, series: Rows, labels: pl.DataFr
     if problem := problem_of(info):
         raise CohortError(f"{folder} is not written: {problem}; choose other names.")
     refuse_shared_groups(labels, folder)
-    with atomic_path(folder / SERIES_FILE) as path:
-        timed = [feature.name for feature in info.features if feature.name not in labels.columns]
-        if isinstance(series, pl.DataFrame | pl.LazyFrame):
-            _in_order(series.lazy(), timed).sink_parquet(path, row_group_size=_ROW_GROUP)
-        else:
-            _write_stream(path, series, timed)
-        warnings = warn_of_leaks(pl.scan_parquet(path), labels, info, folder)
+    is_new = not folder.exists()
+    try:
+        with atomic_path(folder / SERIES_FILE) as path:
+            timed = [feature.name for feature in info.features if feature.name not in labels.columns]
+            if isinstance(series, pl.DataFrame | pl.LazyFrame):
+                _in_order(series.lazy(), timed).sink_parquet(path, row_group_size=_ROW_GROUP)
+            else:
+                _write_stream(path, series, timed)
+            warnings = warn_of_leaks(pl.scan_parquet(path), labels, info, folder)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     with atomic_path(folder / LABELS_FILE) as path:
         labels.sort("sample").write_parquet(path)
     notes = (*info.notes, *warnings)

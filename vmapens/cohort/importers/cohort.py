@@ -23,5 +23,8 @@ def read_cohort(source: Path) -> Imported:
     """
     tables = open_tables(source)
     check_keys(tables)
-    info = replace(tables.info, read=Counter(tables.info.read), dropped=Counter(tables.info.dropped))
+    read = Counter(tables.info.read)
+    if source.is_file():
+        read.update({"rows of mapped series": tables.rows, "rows of mapped labels": tables.labels.height})
+    info = replace(tables.info, read=read, dropped=Counter(tables.info.dropped))
     return Imported(info, tables.series, tables.labels)

@@ -56,9 +56,10 @@ def read_physionet2012(paths: Sequence[Path]) -> Imported:
     """Read the stays of one or more sets of PhysioNet/CinC 2012.
 
     The grid has T = 48 hourly steps: step = floor(hour), and 48:00 belongs to step 47. Of several values of a parameter
-    in one hour the last in the order of the file stays. -1 and values outside `physionet2012_ranges` are missing. The
-    F = 40 features are the 37 parameters (Weight's admission value is a measurement at step 0), then Age, Gender and
-    Height, which have the same value in all steps. Stays without any measurement are kept. Every stay has 48 rows.
+    in one hour the last stays, of several in one minute the last in the order of the file. -1 and values outside
+    `physionet2012_ranges` are missing. The F = 40 features are the 37 parameters (Weight's admission value is a
+    measurement at step 0), then Age, Gender and Height, which have the same value in all steps. Stays without any
+    measurement are kept. Every stay has 48 rows.
 
     Tasks: `mortality` (In-hospital_death), `icu_type` (4 classes), `severity` (quartile groups of SAPS-I among the
     stays read; left out if they do not differ). Static columns: `saps_i`, `sofa`, and `set`, as the outcomes' file name
@@ -106,7 +107,7 @@ def read_physionet2012(paths: Sequence[Path]) -> Imported:
         dropped=dropped,
         notes=(
             "One hour a step: floor of the hour; values at 48:00 are in step 47.",
-            "Of several values in one hour the last in the order of the file is kept.",
+            "Of several values in one hour the last is kept; in one minute, the last in the order of the file.",
             f"Impossible values are set to missing by vmapens' ranges, version {RANGES_VERSION}.",
             "Age, Gender and Height have the same value in all steps; the admission weight is a measurement at step 0.",
             "MechVent is only ever 1: missing means not ventilated, or not written down.",
@@ -208,7 +209,7 @@ def _without_record_ids(ids: NDArray[np.int64], rows: pl.DataFrame) -> pl.DataFr
 
 def _grid(ids: NDArray[np.int64], rows: pl.DataFrame, dropped: Counter[str]) -> pl.LazyFrame:
     """The series: 48 rows a stay, null where nothing was measured."""
-    rows = rows.filter(pl.col("parameter") < len(_FEATURES)).sort("row")
+    rows = rows.filter(pl.col("parameter") < len(_FEATURES)).sort("minute", "row")
     parameter = rows["parameter"].to_numpy()
     value = rows["value"].to_numpy()
     low, high = np.array([(feature.low, feature.high) for feature in _FEATURES]).T
@@ -226,7 +227,7 @@ def _grid(ids: NDArray[np.int64], rows: pl.DataFrame, dropped: Counter[str]) -> 
     constant = parameter >= len(SERIES)
     step = np.where(constant, 0, np.minimum(minute // 60, STEPS - 1))
     grid = np.full((len(_FEATURES), len(ids), STEPS), np.nan, dtype=np.float32)
-    grid[parameter, record, step] = value  # by row number; of equal places NumPy keeps the last
+    grid[parameter, record, step] = value  # by time, then row number; of equal places NumPy keeps the last
     dropped["values followed by another of the same stay, parameter and hour: the last is kept"] += int(
         len(value) - np.count_nonzero(~np.isnan(grid))
     )
