@@ -11,6 +11,7 @@ _MODULES = {
     "epoch": "epoch",
     "train_to_end": "train_to_end",
     "import": "importing",
+    "import_size": "import_size",
     "load": "loading",
     "memory": "memory",
     "soak": "soak",
