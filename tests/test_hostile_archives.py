@@ -345,8 +345,8 @@ def test_what_unpacks_to_more_than_the_memory_is_refused_before_it_is_unpacked(p
     folder = place()
     with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", bytes(2 * 2**20))
-    monkeypatch.setattr("vmapens.cohort.importers.tensors.free_memory", lambda: 2**20)
-    monkeypatch.setattr("vmapens.cohort.importers.tensors._load", None)
+    monkeypatch.setattr("vmapens.cohort.importers.tensor_files.free_memory", lambda: 2**20)
+    monkeypatch.setattr("vmapens.cohort.importers.tensor_files._load", None)
     assert (folder / name).stat().st_size < 10_000
     with pytest.raises(CohortError, match=r"unpacks to 0\.0 GiB, of which 0\.0 are free; is it the right file\?"):
         write_cohort(folder / "out", *read_tensors([folder / name]))

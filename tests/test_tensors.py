@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -52,7 +53,18 @@ def save_npz(folder, x, y):
     return [folder / "all.npz"]
 
 
-@pytest.mark.parametrize("save", [save_two_files, save_dict, save_tuple, save_npz])
+def save_column_of_labels(folder, x, y):
+    torch.save({"x": x, "y": y[:, None]}, folder / "all.pt")
+    return [folder / "all.pt"]
+
+
+def save_hdf5(folder, x, y):
+    with h5py.File(folder / "all.hdf5", "w") as file:
+        file.update({"X": x.numpy(), "y": y.numpy()})
+    return [folder]
+
+
+@pytest.mark.parametrize("save", [save_two_files, save_dict, save_tuple, save_npz, save_column_of_labels, save_hdf5])
 def test_tensors_arrive_unchanged_however_they_are_kept(tmp_path, pair, save):
     x, y = pair
     (tmp_path / "source").mkdir()
@@ -80,6 +92,133 @@ def test_pairs_named_by_split_become_a_split_column(tmp_path, pair):
     assert np.array_equal(values, x.numpy(), equal_nan=True)
     assert labels["split"].to_list() == ["train"] * 3 + ["valid"] + ["test"] * 2
     assert labels["outcome"].to_list() == y.tolist()
+
+
+SPLITS = {"train": slice(0, 3), "val": slice(3, 4), "test": slice(4, 6)}
+
+
+def nested(x, y):
+    """As PyPOTS' `save_dict_into_h5` is given it: a dict for each split; what is held out for imputation beside X."""
+    tables = {}
+    for split, rows in SPLITS.items():
+        masked = np.where(np.arange(5)[:, None] == 2, np.nan, x[rows])
+        others = {"X_ori": x[rows], "X_intact": x[rows], "missing_mask": np.isnan(masked)}
+        tables[split] = {"X": masked, **others, "indicating_mask": np.isnan(masked) & ~np.isnan(x[rows]), "y": y[rows]}
+    return tables
+
+
+def flat(x, y):
+    """As BenchPOTS names them, with a second label and with numbers that are no arrays."""
+    tables = nested(x, y)
+    found = {f"{split}_{name}": values for split, table in tables.items() for name, values in table.items()}
+    found |= {f"{split}_ICUType": np.ones_like(table["y"]) for split, table in tables.items()}
+    return {"n_classes": 3, "n_steps": 5, **found}
+
+
+def save_groups_of_hdf5(folder, x, y):
+    with h5py.File(folder / "physionet.h5", "w") as file:
+        for split, table in nested(x, y).items():
+            for name, values in table.items():
+                file[f"{split}/{name}"] = values
+
+
+def save_flat_hdf5(folder, x, y):
+    with h5py.File(folder / "physionet.hdf5", "w") as file:
+        file.update(flat(x, y))
+
+
+def save_a_file_each(folder, x, y):
+    """Where there is nothing, PyPOTS' benchmarks write an empty text."""
+    for split, table in nested(x, y).items():
+        with h5py.File(folder / f"{split}.h5", "w") as file:
+            file.update(table | {"X_intact": ""})
+
+
+def save_flat_npz(folder, x, y):
+    np.savez(folder / "all.npz", **flat(x, y))
+
+
+def as_tensors(table):
+    return {name: torch.from_numpy(values) for name, values in table.items()}
+
+
+def save_nested_pt(folder, x, y):
+    torch.save({"data": {split: as_tensors(table) for split, table in nested(x, y).items()}}, folder / "all.pt")
+
+
+@pytest.mark.parametrize("save", [save_groups_of_hdf5, save_flat_hdf5, save_a_file_each, save_flat_npz, save_nested_pt])
+def test_pypots_names_and_groups_give_x_y_and_split_and_the_rest_is_named(tmp_path, pair, save):
+    x, y = (tensor.numpy() for tensor in pair)
+    (tmp_path / "source").mkdir()
+    save(tmp_path / "source", x, y)
+    info = write_cohort(tmp_path / "out", *read_tensors([tmp_path / "source"]))
+    _, values, labels = written(tmp_path / "out")
+    expected = x.copy()
+    expected[:, 2] = np.nan
+    assert np.array_equal(values, expected, equal_nan=True)
+    assert labels["outcome"].to_list() == y.tolist()
+    assert labels["split"].to_list() == ["train"] * 3 + ["valid"] + ["test"] * 2
+    assert "left out" in info.notes[1]
+    for name in ("X_ori", "X_intact", "missing_mask", "indicating_mask"):
+        assert info.notes[1].count(name) == 3, name
+    for name in ("ICUType", "n_steps", "n_classes"):
+        assert (name in info.notes[1]) == (save in (save_flat_hdf5, save_flat_npz)), name
+
+
+def test_names_of_features_and_ids_are_read_from_hdf5(tmp_path, pair):
+    x, y = pair
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.update({"X": x.numpy(), "y": y.numpy()[:, None], "ids": list("fedcba")})
+        file["feature_names"] = np.array([b"hr", b"map", b"ph"])
+    info = write_cohort(tmp_path / "out", *read_tensors([tmp_path / "a.h5"]))
+    _, values, labels = written(tmp_path / "out")
+    assert np.array_equal(values, x.numpy()[::-1], equal_nan=True)
+    assert labels["sample"].to_list() == list("abcdef")
+    assert [feature.name for feature in info.features] == ["hr", "map", "ph"]
+    assert len(info.notes) == 1
+
+
+def test_a_dictionary_that_holds_itself_is_entered_once(tmp_path, pair):
+    x, y = pair
+    table = {"x": x, "y": y}
+    table["again"] = table
+    torch.save(table, tmp_path / "a.pt")
+    write_cohort(tmp_path / "out", *read_tensors([tmp_path / "a.pt"]))
+    assert written(tmp_path / "out")[2]["outcome"].to_list() == y.tolist()
+
+
+def test_hdf5_that_cannot_be_used_is_one_clear_line(tmp_path, pair):
+    x, y = pair
+    cases = {
+        "0 arrays could be y": {"X": x, "y": ""},
+        r"2 arrays could be x: got a\.h5\[X_intact\]": {"X_intact": x, "X_ori": x, "y": y},
+        "`outer` is a link to elsewhere": {"X": x, "y": y, "outer": h5py.ExternalLink("b.h5", "/x")},
+        "labels are of type <U1, wanted integers": {"X": x, "y": list("ababab")},
+        r"shape \(2,\), but x in": {"train/X": x, "train/y": y[:2]},
+        "x is of type int64": {"X": x.long(), "y": y},
+        r"n: no word train, valid or test|\[n\]: no word": {"train/X": x, "train/y": y, "n": y},
+    }
+    for message, content in cases.items():
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.update(content)
+        with pytest.raises(CohortError, match=message) as caught:
+            write_cohort(tmp_path / "out", *read_tensors([tmp_path / "a.h5"]))
+        assert "\n" not in str(caught.value)
+    save_hdf5(tmp_path, x, y)
+    whole = (tmp_path / "all.hdf5").read_bytes()
+    for length in range(0, len(whole), len(whole) // 11):
+        (tmp_path / "a.h5").write_bytes(whole[:length])
+        with pytest.raises(CohortError, match=r"a\.h5: it cannot be read as HDF5"):
+            read_tensors([tmp_path / "a.h5"])
+
+
+def test_hdf5_that_unpacks_to_more_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("X", (2**20, 2**10, 2**10), "f4", chunks=(1, 64, 64))
+        file["y"] = np.zeros(4)
+    monkeypatch.setattr("vmapens.cohort.importers.tensor_files.free_memory", lambda: 2**30)
+    with pytest.raises(CohortError, match=r"a\.h5 unpacks to 4096\.0 GiB, of which 1\.0 are free"):
+        read_tensors([tmp_path / "a.h5"])
 
 
 def test_npz_names_of_features_ids_and_split_are_kept(tmp_path, pair):
@@ -132,7 +271,7 @@ def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
         r"1 values of x are infinite": {"x": torch.full((1, 1, 1), 1e300, dtype=torch.float64), "y": torch.tensor([0])},
         r"x is of type int64, wanted float": {"x": torch.zeros(6, 5, 3, dtype=torch.int64), "y": y},
         r"shape \(5,\), but x in .* is \(6, 5, 3\)": {"x": x, "y": y[:5]},
-        r"0 arrays could be y: got .*\[y\] \(6, 1\)": {"x": x, "y": y[:, None]},
+        r"0 arrays could be y: got .*\[y\] \(6, 2\)": {"x": x, "y": torch.stack([y, y], dim=1)},
         r"0 arrays could be x": {"x": x[0], "y": y},
         r"2 arrays could be x": {"a": x, "b": x, "y": y},
         r"1 labels are no class, the first -1 at sample 3": {"x": x, "y": torch.tensor([0, 1, 2, -1, 1, 0])},
@@ -155,7 +294,7 @@ def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
     }.items():
         with pytest.raises(CohortError, match=message):
             write_cohort(tmp_path / "out", *read_tensors([tmp_path / "good.pt"], **arguments))
-    for path, message in ((tmp_path / "none.pt", "does not exist"), (Path(__file__), "wanted .pt or .npz")):
+    for path, message in ((tmp_path / "none.pt", "does not exist"), (Path(__file__), r"wanted \.pt, \.npz or \.h5")):
         with pytest.raises(CohortError, match=message):
             write_cohort(tmp_path / "out", *read_tensors([path]))
     assert not (tmp_path / "out").exists()

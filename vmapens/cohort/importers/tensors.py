@@ -1,58 +1,29 @@
-"""Tensors as notebooks keep them: `x [N, T, F]` with `y [N]`, from `.pt` or `.npz` files.
-
-Files are read without running code from them: `torch.load(weights_only=True)`, `numpy.load(allow_pickle=False)`.
-"""
+"""Tensors as notebooks and PyPOTS keep them: `x [N, T, F]` with `y [N]`, from `.pt`, `.npz` or HDF5 files."""
 
 import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
-from torch import Tensor
 
+from vmapens.cohort.importers.tensor_files import SPLITS, NamedArray, read_arrays
 from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
 from vmapens.cohort.write import Imported
-from vmapens.errors import CohortError, first_line
-from vmapens.machine import free_memory
+from vmapens.errors import CohortError
 
 MAX_CLASSES = 1000
 """More are taken for something that is no label."""
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "valid",
-    "valid": "valid",
-    "validation": "valid",
-    "dev": "valid",
-}
-SPLITS |= {"test": "test", "testing": "test"}
-
-_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])")
 _ROLE_WORD = re.compile(r"(?<![a-z])(x|data|inputs?|features|y|labels?|targets?|outcomes?|ids?|samples?)(?![a-z])")
 _ROLES = {"x": "x", "data": "x", "input": "x", "inputs": "x", "y": "y"}
 _ROLES |= dict.fromkeys(("label", "labels", "target", "targets", "outcome", "outcomes"), "y")
 _ROLES |= dict.fromkeys(("id", "ids", "sample", "samples"), "ids")
-_NAMES_OF_FEATURES = ("feature_names", "features", "columns")
-_CELL_BYTES = 12  # of x while it is written: as it is, as float32, and by feature
 _RESERVED = ("sample", "step", "group", "split")
-
-
-@dataclass(frozen=True)
-class _Array:
-    """One array of a file; `name` is what the file calls it, or the file's own stem; `where` is for messages."""
-
-    name: str
-    where: str
-    split: str | None
-    values: NDArray[np.generic]
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -65,32 +36,26 @@ class _Part:
     ids: NDArray[np.generic] | None
     splits: tuple[str, ...] | None
     where: str
-
-
-@dataclass
-class _Found:
-    """What the files hold: arrays, and lists of feature names."""
-
-    arrays: list[_Array] = field(default_factory=list)
-    names: list[tuple[str, ...]] = field(default_factory=list)
+    left_out: tuple[str, ...]
 
 
 def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_step: float | int = 60.0) -> Imported:
     """Read `x [N, T, F]` and `y [N]`.
 
-    Files: two `.pt` (one each), or one `.pt` with a dict, tuple or list of them, or `.npz`; a folder stands for the
-    `.pt` and `.npz` files in it. The array with three axes is x, the one with one axis is y; where several could be
-    meant, names decide (`x`, `y`, `labels`, `ids`, `split`, `feature_names`, ...). Names of files or arrays with a word
+    Files: two `.pt` (one each), or one `.pt` with a dict, tuple or list of them, or `.npz`, or HDF5 as PyPOTS saves it;
+    a folder stands for such files in it. The array with three axes is x, the one with one axis (or [N, 1]) is y; where
+    several could be meant, names decide (`x`, `y`, `labels`, `ids`, `split`, `feature_names`, ...), and what is called
+    just `X` is x, whatever is beside it (`X_ori`, `missing_mask`). Names of files, groups or arrays with a word
     `train`, `val` (`valid`) or `test` make several pairs, and their split becomes the column `split`.
 
     Args:
-        paths: `.pt`, `.pth` or `.npz` files, or folders of them.
+        paths: `.pt`, `.pth`, `.npz`, `.h5` or `.hdf5` files, or folders of them.
         task: Name of the task. Two classes make it binary, more multiclass; C is the largest label + 1.
         minutes_per_step: Minutes between two steps, > 0.
 
     Returns:
         The cohort, not written yet. NaN in x is "not measured". Features without names are `feature_000`, ...;
-        samples without ids are 0, 1, ... in the order train, valid, test.
+        samples without ids are 0, 1, ... in the order train, valid, test. What was left out is named in `info.notes`.
 
     Raises:
         CohortError: If a file cannot be read without running code from it; x or y is not found or of another shape or
@@ -100,9 +65,7 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
         raise CohortError(f"the task cannot be called `{task}`: the cohort has a column of that name; choose another.")
     if not MINUTES[0] <= minutes_per_step <= MINUTES[1]:
         raise CohortError(f"minutes per step: got {minutes_per_step}, wanted {MINUTES[0]:g} to {MINUTES[1]:g}.")
-    found = _Found()
-    for path in _files(paths):
-        _read(path, found)
+    found = read_arrays(paths)
     parts = [_part(split, arrays) for split, arrays in _by_split(found.arrays)]
     steps, width = _same_shape(parts)
     names = _feature_names(found.names, width, parts)
@@ -118,7 +81,7 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
         source=f"tensors of {', '.join(sorted({part.where for part in parts}))}",
         read={"samples": len(y), "values": sum(part.x.size for part in parts)},
         licence="unknown to vmapens: that of the data the tensors were made from",
-        notes=("NaN in the tensors is a cell that was not measured; nothing was changed.",),
+        notes=_notes([*found.left_out, *(where for part in parts for where in part.left_out)]),
     )
     labels = pl.DataFrame({"sample": ids, task: pl.Series(y, dtype=pl.Int32)})
     if (splits := _splits(parts)) is not None:
@@ -126,116 +89,24 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
     return Imported(info, _series(parts, ids, names), labels)
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".pth", ".npz"}) if path.is_dir() else [path]
-        files += inside
-    for path in files:
-        if not path.is_file():
-            raise CohortError(f"{path} does not exist: name .pt or .npz files, or a folder of them.")
-        if path.suffix not in {".pt", ".pth", ".npz"}:
-            raise CohortError(f"{path}: got `{path.suffix}`, wanted .pt or .npz; save x and y with torch.save.")
-    if not files:
-        where = ", ".join(map(str, paths)) or "no path"
-        raise CohortError(f"no tensors in {where}: wanted .pt or .npz files; name them one by one.")
-    return files
-
-
-def _read(path: Path, found: _Found) -> None:
-    """Add what one file holds."""
-    try:
-        unpacked = _unpacked_bytes(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # both warn of old files that they may not read, then read or fail
-            content = _load(path) if unpacked <= free_memory() else None
-    except Exception as error:  # a broken or hostile pickle raises whatever it makes the reader stumble on
-        reason = first_line(error)[:120]
-        raise CohortError(
-            f"{path} is cut short or holds more than plain arrays, and code in a file is never run ({reason}); "
-            "save tensors alone: torch.save({'x': x, 'y': y}, path)."
-        ) from error
-    named = _named(content, path.stem)
-    # A view of one number may have any size.
-    cells = sum(values.numel() for _, values in named if isinstance(values, Tensor))
-    needed, free = max(unpacked, _CELL_BYTES * cells), free_memory()
-    if needed > free:
-        raise CohortError(
-            f"{path} unpacks to {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; is it the right file? "
-            "Save fewer samples, or use a machine with more memory."
+def _notes(left_out: Sequence[str]) -> tuple[str, ...]:
+    notes = ["NaN in the tensors is a cell that was not measured; nothing was changed."]
+    if left_out:
+        some = ", ".join(sorted(left_out)[:_MOST_NAMED]) + (", ..." if len(left_out) > _MOST_NAMED else "")
+        notes.append(
+            f"{len(left_out)} entries of the files are neither x nor y, ids, names or splits: left out ({some})."
         )
-    for name, values in named:
-        try:
-            array = _as_array(values)
-        except Exception as error:  # what torch and NumPy raise for types that are no numbers or texts
-            raise CohortError(
-                f"{path}: `{name}` is no plain array ({first_line(error)[:120]}); save it as dense floats or integers."
-            ) from error
-        if array is None:
-            continue
-        if array.ndim == 1 and array.dtype.kind == "U" and name.lower() in _NAMES_OF_FEATURES:
-            found.names.append(tuple(array.tolist()))
-        else:
-            split = _split_of(name) or _split_of(path.stem)
-            found.arrays.append(_Array(name, path.name + (f"[{name}]" if name != path.stem else ""), split, array))
+    return tuple(notes)
 
 
-def _unpacked_bytes(path: Path) -> int:
-    if not zipfile.is_zipfile(path):
-        return path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        return sum(member.file_size for member in archive.infolist())
-
-
-def _load(path: Path) -> object:
-    if path.suffix != ".npz":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _named(content: object, stem: str) -> list[tuple[str, object]]:
-    if isinstance(content, Mapping):
-        return [(str(name), values) for name, values in content.items()]
-    if isinstance(content, list | tuple):
-        return [(f"{stem}.{place}", values) for place, values in enumerate(content)]
-    return [(stem, content)]
-
-
-def _as_array(values: object) -> NDArray[np.generic] | None:
-    """What can be an array of numbers or texts; None for all else."""
-    if isinstance(values, Tensor):
-        return _as_numpy(values)
-    if isinstance(values, list | tuple) and values and all(isinstance(value, str) for value in values):
-        values = np.array(values)
-    if not isinstance(values, np.ndarray):
-        return None
-    if values.dtype.kind == "U":
-        "".join(values.reshape(-1).tolist()).encode()  # ValueError: holds what is no text
-    return values
-
-
-def _as_numpy(values: Tensor) -> NDArray[np.generic]:
-    if values.layout is not torch.strided:
-        raise TypeError("it is sparse, and its indices may be anything")
-    values = values.detach().resolve_conj().resolve_neg()
-    array: NDArray[np.generic] = (values.float() if values.dtype in {torch.bfloat16, torch.float16} else values).numpy()
-    return array
-
-
-def _split_of(name: str) -> str | None:
-    match = _SPLIT_WORD.search(name.lower())
-    return SPLITS[match[1]] if match else None
-
-
-def _role_of(name: str) -> str | None:
-    if name.lower() == "split" or name.lower() == "splits":
+def _role_of(array: NamedArray) -> str | None:
+    if array.plain_name in ("split", "splits"):
         return "split"
-    match = _ROLE_WORD.search(name.lower())
+    match = _ROLE_WORD.search(array.plain_name)
     return _ROLES.get(match[1]) if match else None
 
 
-def _by_split(arrays: Sequence[_Array]) -> Iterator[tuple[str | None, list[_Array]]]:
+def _by_split(arrays: Sequence[NamedArray]) -> Iterator[tuple[str | None, list[NamedArray]]]:
     """The arrays of each split, in the order train, valid, test; all of them at once if no name tells a split."""
     splits = {array.split for array in arrays}
     if None in splits and len(splits) > 1:
@@ -248,11 +119,11 @@ def _by_split(arrays: Sequence[_Array]) -> Iterator[tuple[str | None, list[_Arra
         raise CohortError("the files hold no arrays: wanted x [N, T, F] and y [N].")
 
 
-def _part(split: str | None, arrays: Sequence[_Array]) -> _Part:
+def _part(split: str | None, arrays: Sequence[NamedArray]) -> _Part:
     """Find x, y, ids and split among the arrays of one pair, and check them against each other."""
     x = _choose("x", arrays, [array for array in arrays if array.values.ndim == 3])
     flat = [array for array in arrays if array.values.ndim == 1]
-    special = {role: [array for array in flat if _role_of(array.name) == role] for role in ("ids", "split")}
+    special = {role: [array for array in flat if _role_of(array) == role] for role in ("ids", "split")}
     taken = [array for chosen in special.values() for array in chosen]
     y = _choose("y", arrays, [array for array in flat if not any(array is other for other in taken)])
     if x.values.dtype.kind != "f":
@@ -266,7 +137,8 @@ def _part(split: str | None, arrays: Sequence[_Array]) -> _Part:
                 f"{other.where}: shape {other.values.shape}, but x in {x.where} is {x.values.shape}: "
                 "both need the same number N of samples; are they a pair?"
             )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes an infinity, which is refused below
+    # What float32 cannot hold becomes an infinity, which is refused later; some kinds of NaN are "invalid".
+    with np.errstate(over="ignore", invalid="ignore"):
         dense = x.values.astype(np.float32, copy=False)
     return _Part(
         split=split,
@@ -275,13 +147,16 @@ def _part(split: str | None, arrays: Sequence[_Array]) -> _Part:
         ids=None if ids is None else _checked_ids(ids),
         splits=None if splits is None else _checked_splits(splits),
         where=x.where,
+        left_out=tuple(array.where for array in arrays if not any(array is taken for taken in (x, y, ids, splits))),
     )
 
 
-def _choose(role: str, arrays: Sequence[_Array], candidates: Sequence[_Array]) -> _Array:
-    """The one candidate, or the one whose name says the role."""
+def _choose(role: str, arrays: Sequence[NamedArray], candidates: Sequence[NamedArray]) -> NamedArray:
+    """The one candidate, or the one whose name is the role, or says it."""
     if len(candidates) > 1:
-        candidates = [array for array in candidates if _role_of(array.name) == role] or candidates
+        candidates = [array for array in candidates if array.plain_name == role] or candidates
+    if len(candidates) > 1:
+        candidates = [array for array in candidates if _role_of(array) == role] or candidates
     if len(candidates) == 1:
         return candidates[0]
     wanted = {"x": "one x [N, T, F]", "y": "one y [N]"}.get(role, f"one `{role}` [N]")
@@ -291,7 +166,7 @@ def _choose(role: str, arrays: Sequence[_Array], candidates: Sequence[_Array]) -
     )
 
 
-def _labels(y: _Array) -> Int64[np.ndarray, "N"]:
+def _labels(y: NamedArray) -> Int64[np.ndarray, "N"]:
     values = y.values
     if values.dtype.kind not in "iubf":
         raise CohortError(f"{y.where}: labels are of type {values.dtype}, wanted integers 0..C-1.")
@@ -306,7 +181,7 @@ def _labels(y: _Array) -> Int64[np.ndarray, "N"]:
     return numbers.astype(np.int64)
 
 
-def _checked_ids(ids: _Array) -> NDArray[np.generic]:
+def _checked_ids(ids: NamedArray) -> NDArray[np.generic]:
     if ids.values.dtype.kind not in "iuU":
         raise CohortError(f"{ids.where}: ids are of type {ids.values.dtype}, wanted integers or text.")
     if ids.values.dtype.kind == "u" and ids.values.astype(np.uint64).max(initial=0) >= 2**63:
@@ -314,7 +189,7 @@ def _checked_ids(ids: _Array) -> NDArray[np.generic]:
     return ids.values.astype(np.int64) if ids.values.dtype.kind in "iu" else ids.values
 
 
-def _checked_splits(splits: _Array) -> tuple[str, ...]:
+def _checked_splits(splits: NamedArray) -> tuple[str, ...]:
     names = [str(name).lower() for name in splits.values.tolist()]
     if unknown := sorted(set(names) - set(SPLITS)):
         raise CohortError(f"{splits.where}: unknown split {', '.join(unknown[:5])}; wanted train, valid or test.")
