@@ -1,0 +1,286 @@
+"""What holds for every importer: rows in any order, rows twice, files cut short."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import hdf5plugin
+import numpy as np
+import polars as pl
+import pytest
+from hostile import ends_well, examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmapens.cohort.describe import describe_cohort
+from vmapens.cohort.importers.cohort import read_cohort
+from vmapens.cohort.importers.hirid_benchmark import read_hirid_benchmark
+from vmapens.cohort.importers.meds import read_meds
+from vmapens.cohort.importers.mimic3_benchmarks import read_mimic3_benchmarks
+from vmapens.cohort.importers.mimic3_channels import CHANNELS
+from vmapens.cohort.importers.physionet2012 import read_physionet2012
+from vmapens.cohort.importers.tensors import read_tensors
+from vmapens.cohort.importers.yaib import read_yaib
+from vmapens.cohort.label_table import join_labels
+from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE
+from vmapens.cohort.write import Imported, write_cohort
+
+FILES = (SERIES_FILE, LABELS_FILE, INFO_FILE)
+STAYS = range(1, 13)
+SPLIT = {stay: ("train", "val", "test")[stay % 3] for stay in STAYS}
+TIMES = pl.datetime_range(pl.datetime(2150, 1, 1), pl.datetime(2150, 1, 2), "6h", eager=True, closed="left")
+
+
+class Source(NamedTuple):
+    """A small made source.
+
+    Args:
+        make: Writes its files into a folder.
+        read: Reads them.
+        tables: Globs of the files whose rows may be permuted.
+        repeated: Those of them whose rows may be there twice, too; all of them if None.
+    """
+
+    make: Callable[[Path], None]
+    read: Callable[[Path], Imported]
+    tables: tuple[str, ...]
+    repeated: tuple[str, ...] | None = None
+
+
+def values(stay: int, step: int) -> float:
+    return round(50 + 7 * np.sin(stay) + step / 4, 3)
+
+
+def make_yaib(folder: Path) -> None:
+    keys = [(stay, hour) for stay in STAYS for hour in range(4)]
+    dyn = pl.DataFrame(
+        {
+            "stay_id": [stay for stay, _ in keys],
+            "time": pl.Series([hour * 3_600_000 for _, hour in keys]).cast(pl.Duration("ms")),
+            "hr": [values(*key) for key in keys],
+            "map": [None if hour % 2 else values(hour, stay) for stay, hour in keys],
+        }
+    )
+    dyn.write_parquet(folder / "dyn.parquet")
+    sta = {"stay_id": STAYS, "age": [40.0 + stay for stay in STAYS], "sex": ["Male", "Female"] * 6}
+    pl.DataFrame(sta).write_parquet(folder / "sta.parquet")
+    pl.DataFrame({"stay_id": STAYS, "label": [s % 5 // 3 for s in STAYS]}).write_parquet(folder / "outc.parquet")
+    pl.DataFrame({"stay": STAYS, "ward": ["abc"[stay % 3] for stay in STAYS]}).write_csv(folder / "wards.csv")
+
+
+def make_meds(folder: Path) -> None:
+    (folder / "data").mkdir()
+    rows = [(s, t, code, values(s, i)) for s in STAYS for i, t in enumerate(TIMES) for code in ("LAB//1", "LAB//2")]
+    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+    table = pl.DataFrame(rows, schema=schema, orient="row")
+    for shard in range(2):
+        table.filter(pl.col("subject_id") % 2 == shard).write_parquet(folder / "data" / f"{shard}.parquet")
+    labels = {"subject_id": STAYS, "boolean_value": [stay % 2 == 0 for stay in STAYS]}
+    labels = pl.DataFrame(labels).with_columns(prediction_time=pl.lit(TIMES[-1]))
+    labels.write_parquet(folder / "labels.parquet")
+
+
+def make_mimic3(folder: Path) -> None:
+    head = ",".join(["Hours", *(channel.name for channel in CHANNELS)])
+    place = [channel.name for channel in CHANNELS].index("Heart Rate")
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+        (folder / split / "listfile.csv").write_text("stay,y_true\n")
+    for name in ("train", "val", "test"):
+        lines = [f"{s}_episode1_timeseries.csv,{s % 5 // 3}" for s in STAYS if SPLIT[s] == name]
+        (folder / f"{name}_listfile.csv").write_text("\n".join(["stay,y_true", *lines]) + "\n")
+    for stay in STAYS:
+        rows = [f"{h + 0.5}{',' * (place + 1)}{values(stay, h)}{',' * (len(CHANNELS) - place - 1)}" for h in range(3)]
+        where = folder / ("test" if SPLIT[stay] == "test" else "train")
+        (where / f"{stay}_episode1_timeseries.csv").write_text("\n".join([head, *rows]) + "\n")
+
+
+def make_physionet(folder: Path) -> None:
+    (folder / "set-a").mkdir()
+    outcomes = ["RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"]
+    for stay in STAYS:
+        first = [f"00:00,{name},{number}" for name, number in (("RecordID", stay), ("Age", 40 + stay), ("ICUType", 2))]
+        rows = [f"0{hour}:10,HR,{values(stay, hour)}" for hour in range(4)]
+        (folder / "set-a" / f"{stay}.txt").write_text("\n".join(["Time,Parameter,Value", *first, *rows]) + "\n")
+        outcomes.append(f"{stay},{stay},3,9,-1,{stay % 2}")
+    (folder / "Outcomes-a.txt").write_text("\n".join(outcomes) + "\n")
+
+
+def make_hirid(folder: Path) -> None:
+    blosc = hdf5plugin.Blosc(cname="lz4", clevel=5)
+    with h5py.File(folder / "ml_stage.h5", "w") as file:
+        file["data/columns"] = np.array([b"datetime", b"vm1"])
+        file["labels/tasks"] = np.array([b"datetime", b"Mortality_At24Hours", b"Phenotyping_APACHEGroup"])
+        for split in ("train", "val", "test"):
+            mine = [stay for stay in STAYS if SPLIT[stay] == split]
+            cells = [(step, values(stay, step)) for stay in mine for step in range(5)]
+            labels = [
+                (step, s % 5 // 3, s % 2) if step == 3 else (step, np.nan, np.nan) for s in mine for step in range(5)
+            ]
+            windows = [(5 * place, 5 * place + 5, stay) for place, stay in enumerate(mine)]
+            for group, rows in (("data", cells), ("labels", labels)):
+                file.create_dataset(f"{group}/{split}", data=np.array(rows, float), chunks=(4, len(rows[0])), **blosc)
+            file[f"patient_windows/{split}"] = np.array(windows, np.int64)
+
+
+def make_tensors(folder: Path) -> None:
+    x = np.array([[[values(stay, step), np.nan] for step in range(4)] for stay in STAYS], np.float32)
+    np.savez(folder / "all.npz", x=x, y=np.array([stay % 2 for stay in STAYS]), ids=np.array(STAYS))
+
+
+def make_mapping(folder: Path) -> None:
+    make_yaib(folder)
+    (folder / "own.toml").write_text(
+        """
+        steps = 4
+        minutes_per_step = 60
+        [series]
+        files = "dyn.parquet"
+        sample = "stay_id"
+        time = "time"
+        time_unit = "duration"
+        [labels]
+        file = "outc.parquet"
+        sample = "stay_id"
+        tasks = ["label"]
+        [static]
+        file = "sta.parquet"
+        sample = "stay_id"
+        """
+    )
+
+
+SOURCES = {
+    "yaib": Source(make_yaib, lambda folder: read_yaib(folder, steps=4), ("*.parquet",)),
+    "yaib and a table of labels": Source(
+        make_yaib,
+        lambda folder: join_labels(read_yaib(folder, steps=4), folder / "wards.csv", column="ward"),
+        ("*.parquet", "wards.csv"),
+    ),
+    "meds": Source(
+        make_meds,
+        lambda folder: read_meds(folder, labels=folder / "labels.parquet", window="24h", every="6h", codes=["re:LAB"]),
+        ("labels.parquet", "data/*.parquet"),
+    ),
+    "mimic3-benchmarks": Source(
+        make_mimic3,
+        lambda folder: read_mimic3_benchmarks(folder, task="ihm", steps=4),
+        ("*.csv", "train/*_episode*.csv"),
+    ),
+    "physionet2012": Source(
+        make_physionet, lambda folder: read_physionet2012([folder]), ("Outcomes-a.txt", "set-a/*.txt")
+    ),
+    "hirid-benchmark": Source(
+        make_hirid, lambda folder: read_hirid_benchmark(folder / "ml_stage.h5", steps=4), ("*.h5",)
+    ),
+    "tensors": Source(make_tensors, lambda folder: read_tensors([folder / "all.npz"]), ("*.npz",)),
+    "cohort, of a mapping": Source(
+        make_mapping, lambda folder: read_cohort(folder / "own.toml"), ("*.parquet",), ("dyn.parquet",)
+    ),
+}
+
+
+def rewrite(path: Path, rng: np.random.Generator, *, twice: bool) -> None:
+    """Write the rows of a table in another order, and some of them twice if asked for."""
+
+    def drawn(rows: int) -> np.ndarray:
+        order = rng.permutation(rows)
+        return rng.permutation(np.concatenate([order, order[: rows // 3]])) if twice else order
+
+    if path.suffix == ".parquet":
+        table = pl.read_parquet(path)
+        table[drawn(len(table))].write_parquet(path)
+    elif path.suffix in (".csv", ".txt"):
+        head, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([head, *(rows[row] for row in drawn(len(rows)))]) + "\n")
+    elif path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            for name, windows in list(file["patient_windows"].items()):
+                rows = windows[:]
+                del file[f"patient_windows/{name}"]
+                file[f"patient_windows/{name}"] = rows[drawn(len(rows))]
+    else:
+        with np.load(path, allow_pickle=False) as arrays:
+            order = rng.permutation(len(arrays["ids"]))
+            changed = {name: values[order] for name, values in arrays.items()}
+        np.savez(path, **changed)
+
+
+def imported(source: Source, folder: Path) -> dict[str, str]:
+    """Import `source` below a folder into `cohort` beside it, if that is not done yet: a digest of each file."""
+    if not (folder / "cohort").exists():
+        write_cohort(folder / "cohort", *source.read(folder / "source"))
+    return {name: sha256((folder / "cohort" / name).read_bytes()).hexdigest() for name in FILES}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request):
+    return SOURCES[request.param]
+
+
+@pytest.fixture
+def made(source, tmp_path):
+    """A folder with the files of the source, and those of its cohort."""
+    (tmp_path / "source").mkdir()
+    source.make(tmp_path / "source")
+    return tmp_path, imported(source, tmp_path)
+
+
+def changed(source: Source, folder: Path, seed: int, *, twice: bool) -> dict[str, str]:
+    """The cohort of the same source with its rows in another order."""
+    place = folder / f"changed-{seed}-{twice}"
+    if not place.exists():
+        (place / "source").mkdir(parents=True)
+        source.make(place / "source")
+        rng = np.random.default_rng(seed)
+        globs = source.tables if not twice or source.repeated is None else source.repeated
+        for path in sorted(path for glob in globs for path in (place / "source").glob(glob)):
+            rewrite(path, rng, twice=twice)
+    return imported(source, place)
+
+
+@given(st.integers(0, 2**32))
+@examples(3)
+def test_the_order_of_rows_changes_no_byte(source, made, seed):
+    folder, files = made
+    assert changed(source, folder, seed, twice=False) == files
+
+
+@given(st.integers(0, 2**32))
+@examples(3)
+def test_rows_that_are_there_twice_change_no_table(source, made, seed):
+    folder, files = made
+    found = changed(source, folder, seed, twice=True)
+    assert {name for name in FILES if found[name] != files[name]} <= {INFO_FILE}  # which counts them
+
+
+@given(st.data())
+@examples(10)
+def test_files_cut_short_end_in_one_line_or_in_a_cohort_that_can_be_read(source, made, data):
+    folder, _ = made
+    path = data.draw(st.sampled_from(sorted(path for path in (folder / "source").rglob("*") if path.is_file())))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    out = folder / "cut"
+    try:
+        ends_well(lambda: write_cohort(out, *source.read(folder / "source")), folder, out)
+        if out.exists():
+            describe_cohort(out)
+            for file in out.iterdir():
+                file.unlink()
+            out.rmdir()
+        elif path.suffix in (".parquet", ".h5", ".npz"):
+            assert not (out / INFO_FILE).exists()
+    finally:
+        path.write_bytes(whole)
+
+
+def test_the_made_sources_hold_all_stays(source, made):
+    folder, _ = made
+    found = describe_cohort(folder / "cohort")
+    assert found.samples == len(STAYS)
+    assert found.never_measured == 0
+    assert found.read
+    assert found.origin or source is SOURCES["cohort, of a mapping"]
