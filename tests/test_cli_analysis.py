@@ -204,7 +204,7 @@ def test_runs_that_cannot_be_compared_are_one_line(trained, cohort_folder, tmp_p
 
 def test_a_report_before_an_analysis_is_one_line(trained, analysed, tmp_path, capsys):
     refused(capsys, ["report", trained], "has no whole analysis", f"`vmapens analyze {trained}`")
-    refused(capsys, ["report", tmp_path / "nowhere"], "has no whole analysis")
+    refused(capsys, ["report", tmp_path / "nowhere"], "is not a run")
     refused(capsys, ["report", analysed, "--out", tmp_path / "page.txt"], "ends in `.txt`: name an .html file")
     refused(capsys, ["report", analysed, "--figures", "jpeg"], "--figures", "svg")
     assert not (trained / "report.html").exists()

@@ -89,6 +89,88 @@ def test_groups_stay_whole_and_the_shares_are_near(seed):
     assert max(per_split) < 1.15 * min(per_split)
 
 
+def folds_of(folds, samples, y, group=None, *, seed=0, fractions=SHARES):
+    return [
+        split_samples(samples, y, group, seed=seed, fractions=fractions, folds=folds, fold=fold)
+        for fold in range(folds)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(2, 60))
+def test_any_number_of_equal_parts_is_met_exactly_and_each_class_is_even(class_sizes, parts):
+    sizes = split_sizes(np.array(class_sizes), (1 / parts,) * parts)
+    assert sizes.sum(axis=1).tolist() == class_sizes
+    assert np.ptp(sizes, axis=1).max() <= 1
+    assert np.ptp(sizes.sum(axis=0)) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=80), shares, st.integers(2, 7), st.integers(0, 5))
+def test_folds_test_each_sample_once_and_draw_the_rest_by_the_shares(labels, fractions, folds, seed):
+    y = np.array(labels)
+    drawn = folds_of(folds, [str(i) for i in range(len(y))], y, seed=seed, fractions=fractions)
+    assert (sum((split == "test").astype(int) for split in drawn) == 1).all()
+    train, valid, _ = fractions
+    tests = np.array([[counts(split, y)[row][2] for row in range(len(np.unique(y)))] for split in drawn])
+    assert np.ptp(tests, axis=0).max() <= 1  # stratified
+    assert np.ptp(tests.sum(axis=1)) <= 1
+    for split in drawn:
+        rest = np.array(counts(split, y))[:, :2]
+        assert (
+            rest.tolist() == split_sizes(rest.sum(axis=1), (train / (train + valid), valid / (train + valid))).tolist()
+        )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_keep_groups_whole_and_are_near_in_size(seed):
+    generator = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(400), generator.integers(1, 6, 400))
+    y = (generator.random(len(patient)) < 0.1).astype(np.int64)
+    samples, group = [str(i) for i in range(len(patient))], [str(p) for p in patient]
+    drawn = folds_of(5, samples, y, group, seed=seed)
+    assert (sum((split == "test").astype(int) for split in drawn) == 1).all()
+    for split in drawn:
+        splits = pl.DataFrame({"patient": patient, "split": split}).group_by("patient").agg(pl.col("split").n_unique())
+        assert splits["split"].max() == 1
+        exact = np.outer(np.bincount(y), (0.8 * 0.7 / 0.85, 0.8 * 0.15 / 0.85, 0.2))
+        assert (abs(np.array(counts(split, y)) - exact) <= 3).all()
+
+
+def test_the_order_of_rows_does_not_matter_to_folds():
+    samples, y = [str(i) for i in range(50)], np.arange(50) % 2
+    group = [f"p{i // 3}" if i % 7 else None for i in range(50)]
+    order = np.random.default_rng(0).permutation(50)
+    shuffled = folds_of(3, [samples[i] for i in order], y[order], [group[i] for i in order])
+    for split, other in zip(folds_of(3, samples, y, group), shuffled, strict=True):
+        assert (other == split[order]).all()
+
+
+def test_the_folds_are_those_of_this_seed_for_ever():
+    drawn = folds_of(3, [str(i) for i in range(12)], np.array([0, 1] * 6), fractions=(0.5, 0.25, 0.25))
+    assert ["".join(name[:2] for name in split) for split in drawn] == [
+        "trvatetrtrvatetrvatetrte",
+        "trvatrtetetrtrtevavatetr",
+        "tetetrtrtrtetrvatetrvava",
+    ]
+    other = folds_of(3, [str(i) for i in range(12)], np.array([0, 1] * 6), seed=1)
+    assert (drawn[0] != other[0]).any()
+
+
+def test_folds_of_a_cohort_are_loaded_with_the_training_statistics_of_their_own(tmp_path):
+    path = write_small(tmp_path / "c")
+    cohorts = [load(path, folds=4, fold=fold) for fold in range(4)]
+    assert sorted(row for cohort in cohorts for row in cohort.rows("test").tolist()) == list(range(40))
+    assert len({cohort.features["mean"][0] for cohort in cohorts}) == 4
+
+
+def test_folds_of_a_cohort_that_brings_its_split_are_refused(tmp_path):
+    names = [("train", "train", "valid", "test")[i % 4] for i in range(40)]
+    path = write_small(tmp_path / "c", labels=small_labels().with_columns(split=pl.Series(names)))
+    with pytest.raises(CohortError, match=r"brings its own split .* train one run on it, without them, or leave"):
+        load(path, folds=3, fold=0)
+
+
 def test_a_split_column_wins(tmp_path):
     labels = small_labels()
     names = [("training", "VAL", "held_out", "train")[i % 4] for i in range(len(labels))]

@@ -28,6 +28,7 @@ ROOMS = [
     "manifest",
     "training",
     "verify",
+    "study",
     "analysis",
     "report",
     "terminal",

@@ -1,8 +1,8 @@
 """vmapens: many seeds of one attention model, trained as one tensor.
 
 `train(model, cohort, spec, out)` trains and writes a run directory, `open_run(path)` reads one back, `analyze(run)`
-gives the tables of its explanations, `load(spec)` reads a cohort. They are imported when first used, because torch and
-polars take seconds to import.
+gives the tables of its explanations, `load(spec)` reads a cohort; `train_study` trains a run on each of several splits,
+`open_study(path)` reads them back. They are imported when first used, because torch and polars take seconds to import.
 """
 
 import importlib
@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from vmapens.analysis.study import analyze
     from vmapens.cohort.load import load_cohort as load
     from vmapens.run import open_run
+    from vmapens.study import open_study, train_study
     from vmapens.training import train
 
 __version__ = "0.1.0"
-__all__ = ["analyze", "load", "open_run", "train"]
+__all__ = ["analyze", "load", "open_run", "open_study", "train", "train_study"]
 
 _PLACES = {
     "analyze": ("analysis.study", "analyze"),
     "load": ("cohort.load", "load_cohort"),
     "open_run": ("run", "open_run"),
+    "open_study": ("study", "open_study"),
     "train": ("training", "train"),
+    "train_study": ("study", "train_study"),
 }
 
 

@@ -21,7 +21,10 @@ FORMAT_VERSION = 1
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 HISTORY, DONE = "history.parquet", "done.json"
 """Files of a block; done.json is written last."""
-_REPLACED = "being replaced"
+STUDY_FILE = "study.json"
+"""Where this stands, the folder is no run but a study: `vmapens.study`."""
+REPLACED = "being replaced"
+"""State of what an `--overwrite` has not removed yet."""
 
 
 def block_name(start: int, stop: int) -> str:
@@ -180,20 +183,37 @@ def occupy(root: Path, *, overwrite: bool, resume: bool) -> Iterator[RunPaths]:
         return goes_on
 
     check()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
-    with hold(root):
+    with make_and_hold(root):
         if check():  # again: another process may have been here
-            _refuse_links(root)
+            refuse_links(root)
         else:
             _empty(paths)
         remove_leftovers(root)
         yield paths
 
 
-def _refuse_links(root: Path) -> None:
+@contextmanager
+def make_and_hold(root: Path) -> Iterator[None]:
+    """Make a folder if it is missing, and hold it for writing.
+
+    Raises:
+        RunError: If another process holds it.
+        OutputError: If it cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{root} cannot be written ({error.strerror}): choose another --out.") from error
+    with hold(root):
+        yield
+
+
+def refuse_links(root: Path) -> None:
+    """See that nothing below a folder is a link.
+
+    Raises:
+        RunError: With the links.
+    """
     links = [str(path) for path in sorted(root.rglob("*")) if path.is_symlink()]
     if links:
         raise RunError(
@@ -206,7 +226,7 @@ def _empty(paths: RunPaths) -> None:
     """Remove a run and nothing else; where this is cut short, what is left says that it was to go."""
     try:
         if paths.manifest.exists():
-            write_json(paths.manifest, {"state": _REPLACED})
+            write_json(paths.manifest, {"state": REPLACED})
         for folder in ("blocks", "attention", "analysis", "figures"):
             if (paths.root / folder).exists():
                 shutil.rmtree(paths.root / folder)
@@ -220,14 +240,25 @@ def _empty(paths: RunPaths) -> None:
 def _is_replaced(paths: RunPaths) -> bool:
     """Whether an `--overwrite` was cut short here."""
     try:
-        return bool(json.loads(paths.manifest.read_text(encoding="utf-8")) == {"state": _REPLACED})
+        return bool(json.loads(paths.manifest.read_text(encoding="utf-8")) == {"state": REPLACED})
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def _is_passing(path: Path) -> bool:
-    """Whether a process leaves such a file where it is killed before there is a run."""
-    return path.name == LOCK_FILE or is_leftover(path)
+def is_free(root: Path) -> bool:
+    """Whether nothing stands there, but for what a process leaves that is killed before there is a run."""
+    if not root.exists():
+        return True
+    return root.is_dir() and all(path.name == LOCK_FILE or is_leftover(path) for path in root.iterdir())
+
+
+def runs_of_study(root: Path) -> str:
+    """Names of the runs of a study that is there, the first five; "" if it is none."""
+    if not (root / STUDY_FILE).is_file():
+        return ""
+    found = [path.parent.name for path in root.glob("*/run.json")]
+    names = sorted(found, key=lambda name: (len(name), name))  # fold-2 before fold-10
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none yet"
 
 
 def require_no_run(root: Path, *, overwrite: bool) -> None:
@@ -236,11 +267,12 @@ def require_no_run(root: Path, *, overwrite: bool) -> None:
     Raises:
         RunError: If something is there already and `overwrite` is not set, or it is no run.
     """
-    if not root.exists() or (root.is_dir() and all(_is_passing(path) for path in root.iterdir())):
+    if is_free(root):
         return
     paths = RunPaths(root)
     if not paths.manifest.exists():
-        raise RunError(f"{root} exists already and is not a run (it has no run.json): choose another --out.")
+        what = "a study" if runs_of_study(root) else "not a run"
+        raise RunError(f"{root} exists already and is {what} (it has no run.json): choose another --out.")
     if not overwrite and not _is_replaced(paths):
         raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
 
@@ -273,6 +305,8 @@ def read_manifest(paths: RunPaths) -> dict[str, Any]:
         if problem := _problem(manifest):
             raise ValueError(problem)
     except FileNotFoundError:
+        if names := runs_of_study(paths.root):
+            raise RunError(f"{paths.root} is a study of several runs, not a run: give one of them ({names}).") from None
         raise RunError(f"{paths.root} is not a run: it has no run.json; make one with `vmapens train`.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{paths.manifest} cannot be read ({error}): it is damaged, or no run of vmapens.") from error

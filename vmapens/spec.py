@@ -24,6 +24,7 @@ Table = dict[str, Any]
 BUILT_IN = "attention-lstm"
 """Name of the built-in model."""
 MOST_NUMBERS = 1_000_000
+MOST_FOLDS = 1000
 
 
 def _require(holds: bool, what: str, got: object, wanted: str) -> None:
@@ -39,7 +40,10 @@ class CohortSpec:
         path: A cohort folder, or a TOML file that maps other Parquet files.
         task: Name of the label column.
         split_seed: Draws the split, unless the labels bring a `split` column.
-        fractions: Shares of train, valid and test; positive, sum 1.
+        fractions: Shares of train, valid and test; positive, sum 1. With folds only the first two count, one against
+            the other.
+        folds: Equal parts, 2 to 1000, into which the seed draws the samples; None: the split is drawn by `fractions`.
+        fold: Which of these parts is the test split, from 0; given if `folds` is.
         indicators: Add one feature per feature: 1 where it was not measured in that step, else 0.
         unmatched: What becomes of samples in one table only: `error` names them; `keep` treats samples without
             a series row as never measured and leaves out those without a label row; `drop` leaves out both.
@@ -54,11 +58,18 @@ class CohortSpec:
     indicators: bool = False
     unmatched: Unmatched = "error"
     sample_ids: bool = True
+    folds: int | None = None
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         _require(0 <= self.split_seed < 2**63, "split_seed", self.split_seed, "from 0 to 2^63 - 1")
         good = all(share > 0 for share in self.fractions) and abs(sum(self.fractions) - 1) < 1e-9
         _require(good, "fractions", list(self.fractions), "three positive shares with sum 1")
+        if self.folds is not None:
+            _require(2 <= self.folds <= MOST_FOLDS, "folds", self.folds, f"from 2 to {MOST_FOLDS}")
+            in_range = self.fold is not None and 0 <= self.fold < self.folds
+            _require(in_range, "fold", self.fold, f"from 0 to {self.folds - 1} where folds is {self.folds}")
+        _require(self.folds is not None or self.fold is None, "folds", self.folds, "given where fold is")
 
 
 @dataclass(frozen=True)
@@ -341,6 +352,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise SpecError(f"{where} is `{value}`, but must be one of {', '.join(map(str, arguments))}.")
     if origin in (types.UnionType, typing.Union):
         first, second = arguments
+        if second is types.NoneType:
+            return None if value is None else _convert(first, value, where)
         is_second = isinstance(value, list | tuple) or (isinstance(value, str) and typing.get_origin(second) is Literal)
         return _convert(second if is_second else first, value, where)
     if origin is tuple:

@@ -104,6 +104,7 @@ def read_analysis(run: Path) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     folder = run / "analysis"
     names = [SETTINGS_FILE, *(f"{name}.parquet" for name in TABLES)]
     if missing := [name for name in names if not (folder / name).exists()]:
+        open_run(run)  # which says what it is, if no finished run
         raise RunError(f"{run} has no whole analysis ({missing[0]} is missing): `vmapens analyze {run}`.")
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))

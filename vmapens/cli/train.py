@@ -1,8 +1,9 @@
 """The command `train`."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,8 @@ from vmapens.spec import (
 from vmapens.terminal import Progress, say, summary_lines
 
 if TYPE_CHECKING:
+    from vmapens.plan import Plan
+    from vmapens.run import Run
     from vmapens.training import Care
 
 
@@ -56,6 +59,8 @@ def train(
     select_on: Annotated[SelectOn | None, typer.Option(help="Split that chooses (default valid); test leaks.")] = None,
     snapshots: Annotated[str | None, typer.Option(help="Epochs whose weights are kept as well: 1,5,15.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Draws train, valid and test (default 0).")] = None,
+    folds: Annotated[int | None, typer.Option(help="Train on each of K folds, as a study: K runs in --out.")] = None,
+    split_seeds: Annotated[str | None, typer.Option(help="A:B; train on each of these splits, as a study.")] = None,
     indicators: Annotated[bool | None, typer.Option(help="Add missing-indicator features.")] = None,
     unmatched: Annotated[Unmatched | None, typer.Option(help="Samples in one table only.")] = None,
     no_sample_ids: Annotated[
@@ -106,7 +111,22 @@ def train(
     from vmapens.training import Care
 
     care = Care(checkpoint_minutes=checkpoint_every, max_failed=max_failed, drop_state=drop_state)
-    carry_out(spec, out, care=care, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
+    if folds is None and split_seeds is None:
+        carry_out(spec, out, care=care, overwrite=overwrite, resume=resume, dry_run=dry_run, as_json=as_json)
+        return
+    if split_seed is not None and split_seeds is not None:
+        raise SpecError("--split-seed names one split and --split-seeds several: give one of them.")
+    carry_out_study(
+        spec,
+        out,
+        folds=folds,
+        split_seeds=() if split_seeds is None else whole_numbers(split_seeds, "--split-seeds"),
+        care=care,
+        overwrite=overwrite,
+        resume=resume,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 def given(table: Table) -> Table:
@@ -163,32 +183,16 @@ def carry_out(
     ready = plan(spec)
     for warning in ready.cohort.warnings:
         say(f"warning: {warning}")
-    if spec.train.select_on == "test":
-        say("warning: the kept epochs are chosen on the test split, as the paper did: its scores are too good.")
+    _warn_of_selection(spec)
     if dry_run or out is None:
-        needs = ready.needs
-        sizes = {
-            "variants": len(ready.table),
-            "parameters_per_variant": needs.parameters,
-            "blocks": math.ceil(len(ready.table) / needs.block),
-            "block": needs.block,
-            "width": needs.width,
-            "memory_mib": round(needs.memory_mib),
-            "free_mib": round(needs.free_mib),
-            "attention_mib": round(needs.attention_mib),
-            "disk_mib": round(needs.disk_mib),
-        }
-        typer.echo(to_json(sizes) if as_json else "\n".join(f"{name:<24}{size}" for name, size in sizes.items()))
+        _print_sizes(_sizes(ready), as_json=as_json)
         return
     progress = Progress("variants x epochs")
     try:
         run = execute(ready, out, overwrite=overwrite, resume=resume, care=care, listener=progress)
     finally:
         progress.stop()
-    failed = run.variants.filter(status="failed")["variant"].to_list()
-    if failed:
-        some = ", ".join(map(str, failed[:5]))
-        say(f"warning: {len(failed)} of {len(run.variants)} variants diverged and are left out below ({some}).")
+    failed = _failed(run)
     summary = run.summary().to_dicts()
     if as_json:
         table = {
@@ -202,3 +206,107 @@ def carry_out(
     else:
         count = f"{len(run.variants)} variants" + (f", {len(failed)} of them failed," if failed else "")
         typer.echo("\n".join([f"{count} in {out}", *summary_lines(summary)]))
+
+
+def carry_out_study(
+    spec: RunSpec,
+    out: Path | None,
+    *,
+    folds: int | None,
+    split_seeds: tuple[int, ...],
+    care: "Care",
+    overwrite: bool,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train on several splits, and print what the scores are over all of them; or, dry, what each run would take."""
+    from vmapens.cohort.load import check_splits
+    from vmapens.plan import plan
+    from vmapens.study import study_specs, train_study
+
+    specs = list(study_specs(spec, folds=folds, split_seeds=split_seeds).values())
+    _warn_of_selection(spec)
+    if dry_run or out is None:
+        check_splits([each.cohort for each in specs])
+        _print_sizes({"runs": len(specs), **_sizes(plan(specs[0]))}, as_json=as_json)
+        return
+    progress = Progress("variants x epochs")
+    try:
+        study = train_study(
+            None,
+            None,
+            spec,
+            out,
+            folds=folds,
+            split_seeds=split_seeds,
+            overwrite=overwrite,
+            resume=resume,
+            care=care,
+            listener=progress,
+        )
+    finally:
+        progress.stop()
+    failed = {run.paths.root.name: _failed(run, f"{run.paths.root.name}: ") for run in study.runs}
+    common = study.common.to_dicts()
+    if as_json:
+        table = {
+            "out": str(out),
+            "runs": list(failed),
+            "variants": len(study.runs[0].variants),
+            "failed": failed,
+            "spec": to_table(spec),
+            "summary": study.summary.to_dicts(),
+            "common": common,
+        }
+        typer.echo(to_json(table))
+    else:
+        count = f"{len(study.runs)} runs of {len(study.runs[0].variants)} variants in {out} ({', '.join(failed)})"
+        typer.echo("\n".join([count, *_common_lines(common)]))
+
+
+def _warn_of_selection(spec: RunSpec) -> None:
+    if spec.train.select_on == "test":
+        say("warning: the kept epochs are chosen on the test split, as the paper did: its scores are too good.")
+
+
+def _sizes(ready: "Plan") -> dict[str, int]:
+    """What a run would take."""
+    needs = ready.needs
+    return {
+        "variants": len(ready.table),
+        "parameters_per_variant": needs.parameters,
+        "blocks": math.ceil(len(ready.table) / needs.block),
+        "block": needs.block,
+        "width": needs.width,
+        "memory_mib": round(needs.memory_mib),
+        "free_mib": round(needs.free_mib),
+        "attention_mib": round(needs.attention_mib),
+        "disk_mib": round(needs.disk_mib),
+    }
+
+
+def _print_sizes(sizes: dict[str, int], *, as_json: bool) -> None:
+    typer.echo(to_json(sizes) if as_json else "\n".join(f"{name:<24}{size}" for name, size in sizes.items()))
+
+
+def _failed(run: "Run", where: str = "") -> list[int]:
+    """Numbers of the variants that diverged, said on standard error."""
+    failed: list[int] = run.variants.filter(status="failed")["variant"].to_list()
+    if failed:
+        some = ", ".join(map(str, failed[:5]))
+        say(f"warning: {where}{len(failed)} of {len(run.variants)} variants diverged and are left out below ({some}).")
+    return failed
+
+
+def _common_lines(common: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of `Study.common` as lines of text."""
+    width = max((len(row["metric"]) for row in common), default=0)
+    lines = [f"{'split':<6} {'metric':<{width}}    mean  SD of splits  SD of variants     min     max"]
+    for row in common:
+        spread = "-" if row["sd_of_splits"] is None else f"{row['sd_of_splits']:.4f}"
+        lines.append(
+            f"{row['split']:<6} {row['metric']:<{width}} {row['mean']:7.4f} {spread:>13} {row['sd_of_variants']:15.4f} "
+            f"{row['min']:7.4f} {row['max']:7.4f}"
+        )
+    return lines

@@ -78,14 +78,8 @@ def load_cohort(spec: CohortSpec) -> Cohort:
         CohortError: If the files cannot be read, contradict themselves or each other, leave a split without two
             classes, or need more memory than is free. The line says what, where, got, wanted, and what to do.
     """
-    tables = open_tables(Path(spec.path))
-    task = tables.info.task(spec.task)
-    if spec.unmatched != "drop":  # else their series decide how many samples there are
-        require_memory(tables, tables.labels[task.name].count(), spec)
     warnings: list[str] = []
-    labels = _match(tables, spec, warnings)
-    samples, y, labels = _labelled(labels, task, tables.source)
-    require_memory(tables, len(samples), spec)
+    tables, task, samples, y, labels = _open(spec, warnings)
     split = _split(labels, samples, y, spec, warnings)
     check_split(split, y, task.classes, tables.source)
     for name in SPLITS:
@@ -136,6 +130,23 @@ def load_cohort(spec: CohortSpec) -> Cohort:
     )
 
 
+def check_splits(specs: Sequence[CohortSpec]) -> None:
+    """See from the labels alone that each of several splits of a cohort can be learnt and measured on.
+
+    Args:
+        specs: They differ in `split_seed`, `folds` and `fold` only.
+
+    Raises:
+        CohortError: As `load_cohort`, or if the labels bring a split of their own; the line says which split it is.
+    """
+    tables, task, samples, y, labels = _open(specs[0], [])
+    if "split" in labels.columns:
+        raise _brings_split(specs[0])
+    for spec in specs:
+        which = f"split seed {spec.split_seed}" if spec.folds is None else f"fold {spec.fold} of {spec.folds}"
+        check_split(_split(labels, samples, y, spec, []), y, task.classes, f"{tables.source}, {which}")
+
+
 def raw_values(cohort: Cohort, rows: Int[Tensor, "S"]) -> Float[Tensor, "S T F"]:
     """The forward-filled values of chosen samples in raw units, ``x * std + mean``; NaN where still missing.
 
@@ -151,6 +162,18 @@ def raw_values(cohort: Cohort, rows: Int[Tensor, "S"]) -> Float[Tensor, "S T F"]
     known = cohort.observed[rows].to(torch.int8).cummax(dim=1).values.bool()
     raw = (cohort.x[rows].double() * std + mean).float()
     return raw.masked_fill(~known, torch.nan)
+
+
+def _open(spec: CohortSpec, warnings: list[str]) -> tuple[Tables, Task, list[str], Int[np.ndarray, "N"], pl.DataFrame]:
+    """The files, the task, and the ids, classes and labels of its samples, sorted by id."""
+    tables = open_tables(Path(spec.path))
+    task = tables.info.task(spec.task)
+    if spec.unmatched != "drop":  # else their series decide how many samples there are
+        require_memory(tables, tables.labels[task.name].count(), spec)
+    labels = _match(tables, spec, warnings)
+    samples, y, labels = _labelled(labels, task, tables.source)
+    require_memory(tables, len(samples), spec)
+    return tables, task, samples, y, labels
 
 
 def _match(tables: Tables, spec: CohortSpec, warnings: list[str]) -> pl.DataFrame:
@@ -221,13 +244,24 @@ def _split(
 ) -> np.ndarray:
     group = labels["group"].to_list() if "group" in labels.columns else None
     if "split" not in labels.columns:
-        return split_samples(samples, y, group, seed=spec.split_seed, fractions=spec.fractions)
+        return split_samples(
+            samples, y, group, seed=spec.split_seed, fractions=spec.fractions, folds=spec.folds, fold=spec.fold
+        )
+    if spec.folds is not None:
+        raise _brings_split(spec)
     if group is not None:
         apart = labels.drop_nulls("group").group_by("group").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
         if len(apart):
             names = first_five(apart["group"].to_list())
             warnings.append(f"{len(apart)} groups are in several splits, as the labels say ({names}).")
     return labels["split"].to_numpy().astype("<U5")
+
+
+def _brings_split(spec: CohortSpec) -> CohortError:
+    return CohortError(
+        f"{spec.path} brings its own split (column `split` of the labels), which no folds or split seeds change: train "
+        "one run on it, without them, or leave that column out."
+    )
 
 
 def _feature_table(info: CohortInfo, scaling: Scaling, *, indicators: bool) -> pl.DataFrame:

@@ -22,20 +22,23 @@ def split_samples(
     *,
     seed: int,
     fractions: tuple[float, float, float],
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> np.ndarray:
     """Draw the split of each sample.
 
-    Sizes come first (`split_sizes`). Then the groups, in a random order but large ones first, go one after another to
-    the split s that lessens ``sum over s, c of (wanted[s, c] - has[s, c])^2 / (wanted[s, c] n_c)`` most, c the classes
-    and n_c their sizes. Weighing by the wanted size keeps large groups from all going to the largest split. With
-    groups of one sample the sizes are met exactly.
+    Without folds the groups are drawn into train, valid and test (`_draw`). With folds they are drawn into so many
+    equal parts, which are the same for every fold; one part is the test split, and the others are drawn once more, into
+    train and valid. So each sample is in the test split of exactly one fold.
 
     Args:
         samples: Ids, all different.
         y: Class of each sample.
         group: What must stay together (the patient of a stay); None, or an entry None, stands for a group of one.
-        seed: Of `numpy.random.PCG64`, which draws one permutation of the groups.
-        fractions: Shares of train, valid and test; positive, sum 1.
+        seed: Of `numpy.random.PCG64`, which draws one permutation of the groups; with folds, a second one of the rest.
+        fractions: Shares of train, valid and test; positive, sum 1. With folds, train : valid is that of the rest.
+        folds: Number of equal parts, 2 or more; None for none.
+        fold: The part that is the test split, 0 to folds - 1.
 
     Returns:
         "train", "valid" or "test" for each sample, in the order of `samples`.
@@ -50,29 +53,56 @@ def split_samples(
         own = None if group is None else group[row]
         members.setdefault(("sample", samples[row]) if own is None else ("group", own), []).append(int(row))
     groups = list(members.values())
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(groups))
-    shuffled = sorted((groups[place] for place in order), key=len, reverse=True)
-
-    class_sizes = np.bincount(code, minlength=len(classes))
-    wanted = split_sizes(class_sizes, fractions).T.astype(np.float64)
-    # A split that is to have none of a class still needs a finite price for one.
-    price = 1 / (np.maximum(wanted, 0.5) * class_sizes)
-    left = wanted.copy()
+    counts = np.array([np.bincount(code[rows], minlength=len(classes)) for rows in groups])
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if folds is None:
+        part = _draw(counts, fractions, generator)
+    else:
+        part = np.full(len(groups), SPLITS.index("test"))
+        rest = _draw(counts, (1 / folds,) * folds, generator) != fold
+        train, valid, _ = fractions
+        part[rest] = _draw(counts[rest], (train / (train + valid), valid / (train + valid)), generator)
     split = np.empty(len(samples), dtype="<U5")
-    for rows in shuffled:
-        counts = np.bincount(code[rows], minlength=len(classes))
-        best = int(np.argmax((price * counts * (2 * left - counts)).sum(axis=1)))
-        left[best] -= counts
-        split[rows] = SPLITS[best]
+    for rows, number in zip(groups, part, strict=True):
+        split[rows] = SPLITS[number]
     return split
 
 
-def split_sizes(class_sizes: Int[np.ndarray, "C"], fractions: tuple[float, float, float]) -> Int[np.ndarray, "C 3"]:
-    """How many of each class go to each split.
+def _draw(
+    counts: Int[np.ndarray, "G C"], shares: tuple[float, ...], generator: np.random.Generator
+) -> Int[np.ndarray, "G"]:
+    """Draw the part that each group goes to.
+
+    Sizes come first (`split_sizes`). Then the groups, in a random order but large ones first, go one after another to
+    the part s that lessens ``sum over s, c of (wanted[s, c] - has[s, c])^2 / (wanted[s, c] n_c)`` most, c the classes
+    and n_c their sizes. Weighing by the wanted size keeps large groups from all going to the largest part. With
+    groups of one sample the sizes are met exactly.
+
+    Args:
+        counts: Samples of each class in each group.
+        shares: Of the parts; positive, sum 1.
+        generator: Draws one permutation.
+    """
+    order = generator.permutation(len(counts))
+    class_sizes = counts.sum(axis=0)
+    wanted = split_sizes(class_sizes, shares).T.astype(np.float64)
+    # A part that is to have none of a class still needs a finite price for one, and so does a class without samples.
+    price = 1 / (np.maximum(wanted, 0.5) * np.maximum(class_sizes, 1))
+    left = wanted.copy()
+    part = np.empty(len(counts), dtype=np.int64)
+    for group in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
+        own = counts[group]
+        part[group] = np.argmax((price * own * (2 * left - own)).sum(axis=1))
+        left[part[group]] -= own
+    return part
+
+
+def split_sizes(class_sizes: Int[np.ndarray, "C"], fractions: tuple[float, ...]) -> Int[np.ndarray, "C S"]:
+    """How many of each class go to each split, or to each of any number of parts.
 
     The sizes of the splits are largest-remainder sizes of all samples together, ties to the earlier split. Each entry
-    is the share of its class rounded down, or one more: rows with two of these extra ones first, each to the splits
-    that lack most, which always meets the sizes exactly (Gale 1957, Ryser 1957).
+    is the share of its class rounded down, or one more: rows with most of these extra ones first, each to the splits
+    that lack most, which meets the sizes exactly for two or three splits, and for equal ones (Gale 1957, Ryser 1957).
 
     >>> split_sizes(np.array([7, 3]), (0.7, 0.15, 0.15)).tolist()
     [[5, 1, 1], [2, 1, 0]]
@@ -108,6 +138,6 @@ def check_split(split: np.ndarray, y: Int[np.ndarray, "N"], classes: Sequence[st
             problems.append(f"split `{name}` has {only} and none of another class")
     if problems:
         raise CohortError(
-            f"{where}: {'; '.join(problems)}; wanted two classes or more in each: choose other fractions, another "
-            "split seed, or bring a `split` column."
+            f"{where}: {'; '.join(problems)}; wanted two classes or more in each: choose other fractions, fewer folds, "
+            "another split seed, or bring a `split` column."
         )
