@@ -83,6 +83,36 @@ def answer() -> str:
     return "\n>\n".join(f"> {sentence}" for sentence in line["answer"])
 
 
+def severity_scores() -> str:
+    """Balanced accuracy of the variants on the severity groups, as Markdown."""
+    line = lines_of("severity")[-1]
+    chosen = {"groups": "test split (the preset, as the paper)", "groups-valid": "valid split (`--select-on valid`)"}
+    rows = [["epochs chosen on", "balanced accuracy on the test split", "SD", "min", "max", "chance"], ["---"] * 6]
+    for run, name in chosen.items():
+        of_test = {row["metric"]: row for row in line[run]["summary"] if row["split"] == "test"}
+        score = of_test["balanced_accuracy"]
+        rows.append([name, *(f"{score[key]:.3f}" for key in ("mean", "sd", "min", "max")), f"{1 / 15:.3f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def severity_drop(least: int = 20) -> str:
+    """Cells in the top k of all of n variants, by severity group, as Markdown.
+
+    Args:
+        least: Test stays that a group needs to stand in the table.
+    """
+    found = {(row["group"], row["k"], row["n"]): row for row in lines_of("severity")[-1]["drop"]}
+    columns = [(19, 2), (187, 2), (187, 10)]
+    groups = {group: row["stays"] for (group, *which), row in found.items() if which == [19, 2]}
+    rows = [["group", "test stays", *(f"k = {k}, n = {n}" for k, n in columns)], ["---"] * (2 + len(columns))]
+    for group, stays in groups.items():
+        if stays >= least:
+            rows.append([group, str(stays), *(f"{found[group, *column]['exact']:.1f}" for column in columns)])
+    chance = next(iter(groups))
+    rows.append(["chance", "", *(f"{found[chance, *column]['chance']:.1f}" for column in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def analysis_table() -> str:
     """What analysing costs, as Markdown: as ratios where arms are compared, else in CPU seconds of one stay.
 

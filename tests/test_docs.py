@@ -1,12 +1,15 @@
 """The documents are true: their examples run on a small run, and what they list is what the code has."""
 
 import re
+import tarfile
 from inspect import signature
 
+import polars as pl
 import pytest
 from documents import blocks_of, carry_out, read, run
 
 import vmapens
+from benchmarks import table
 from vmapens.analysis import rashomon
 from vmapens.analysis.attribution import PATH_POINTS
 from vmapens.analysis.extremal_mask import extremal_masks
@@ -17,10 +20,12 @@ from vmapens.analysis.scores import compare
 from vmapens.analysis.settings import PARTS, Settings
 from vmapens.analysis.stay import HELD_SHARES
 from vmapens.analysis.tables import ATTRIBUTIONS, GRAINS, MEASURES, QUANTITIES, TABLES
+from vmapens.cohort.load import load_cohort
 from vmapens.cohort.synthetic import make_synthetic
-from vmapens.spec import resolve
+from vmapens.spec import CohortSpec, resolve
 
-DOCUMENTS = {name: read(f"docs/{name}.md") for name in ("attention", "analysis")}
+DOCUMENTS = {name: read(f"docs/{name}.md") for name in ("attention", "analysis", "cohorts")}
+SEVERITY = read("docs/severity.md")
 ANALYSIS = DOCUMENTS["analysis"]
 
 
@@ -29,6 +34,8 @@ def shrink(command: str) -> str:
     command = re.sub(r"--variants \d+", "--variants 2", command)
     command = re.sub(r"--init-seeds \S+ --order-seeds \S+", "--init-seeds 0:3 --order-seeds 0:3", command)
     command = re.sub(r"^vmapens train", "vmapens train --hidden 4", re.sub(r"--epochs \d+", "--epochs 1", command))
+    if "--without" in command:
+        return command
     return re.sub(r"^vmapens analyze", "vmapens analyze --samples test:3 --without learned_mask", command)
 
 
@@ -41,6 +48,9 @@ def folder(tmp_path_factory):
     spec = {"cohort": {"path": str(cohort), "task": "outcome"}, "model": {"hidden": 4}, "train": {"epochs": 2}}
     vmapens.train(None, None, resolve({**spec, "variants": {"init_seeds": "0:20"}, "save_attention": "test:4"}), out)
     run(folder, "vmapens analyze runs/demo --samples test:4 --without learned_mask")
+    ids = load_cohort(CohortSpec(path=str(cohort), task="outcome")).samples
+    wards = [f"{name},{ward}" for name, ward in zip(ids, ("surgery", "medicine") * len(ids), strict=False)]
+    (folder / "groups.csv").write_text("\n".join(["stay,ward", *wards]) + "\n")
     return folder
 
 
@@ -48,6 +58,39 @@ def folder(tmp_path_factory):
 def test_every_command_and_program_of_a_document_runs(name, folder):
     for said in carry_out(blocks_of(DOCUMENTS[name]), folder, shrink):
         assert not re.search(r"Empty DataFrame|\b0 rows|shape: \(0,", said), said
+
+
+def test_the_severity_groups_are_made_of_the_open_data(tmp_path, shared_data):
+    """The 15 groups of the eICU demo, trained and analysed as the document says, on fewer variants."""
+    for name in ("yaib-demo-hourly", "eicu-crd-demo-2.0-labels"):
+        if not (shared_data / f"{name}.tar.xz").is_file():
+            pytest.skip(f"no {name}.tar.xz in {shared_data}")
+        with tarfile.open(shared_data / f"{name}.tar.xz", "r:xz") as archive:
+            archive.extractall(tmp_path, filter="data")
+    carry_out(blocks_of(SEVERITY), tmp_path, shrink_severity)
+    labels = pl.read_parquet(tmp_path / "cohorts/groups/labels.parquet")
+    counts = labels["apache_group"].drop_nulls().value_counts()["count"]
+    assert (labels.height, counts.len(), counts.sum(), counts.min(), counts.max()) == (2267, 15, 2094, 16, 776)
+
+
+def shrink_severity(command: str) -> str:
+    return re.sub(
+        r"--variants \d+", "--variants 2 --epochs 1", command.replace("--samples test ", "--samples test:20 ")
+    )
+
+
+def test_the_figures_of_the_severity_groups_are_those_of_the_raw_line():
+    assert f"\n{table.severity_scores()}\n" in SEVERITY
+    assert f"\n{table.severity_drop()}\n" in SEVERITY
+    line = table.lines_of("severity")[-1]
+    assert f"With {line['samples']['train']:,} stays to train on" in SEVERITY
+    for command in line["commands"]:
+        of = command.replace(" --select-on valid", "").replace("runs/groups-valid", "runs/groups")
+        assert of in re.sub(r" \\\n *", " ", SEVERITY)
+    shared = [
+        row["exact"] / row["chance"] for row in line["drop"] if (row["k"], row["n"]) == (19, 2) and row["stays"] > 20
+    ]
+    assert f"{min(shared):.0f} to {max(shared):.0f} times" in SEVERITY
 
 
 def listed() -> dict[str, list[str]]:
