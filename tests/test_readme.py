@@ -60,3 +60,14 @@ def test_the_tables_are_those_of_the_results():
     assert table.splits_table() in README
     assert table.answer() in README
     assert table.analysis_table() in README
+
+
+def test_the_sizes_that_importers_were_run_at_are_those_of_the_results():
+    newest = {line["source"]: line for line in table.lines_of("import_size")}
+    hirid, meds = newest["hirid"], newest["meds"]
+    assert (hirid["samples"], hirid["steps"], hirid["features"], meds["size"]) == (33_900, 288, 231, 50_000_000)
+    assert (hirid["peak_mib"] < 4_000, meds["peak_mib"] < 6_000) == (True, True)
+    said = " ".join(read("CHANGELOG.md").split())
+    assert f"33,900 stays x 288 x 231 in {hirid['peak_mib'] / 1024:.1f} GiB" in said
+    assert f"50 million MEDS events in {meds['peak_mib'] / 1024:.1f} GiB" in said
+    assert f"{hirid['peak_mib']:,} and {meds['peak_mib']:,} MiB at most" in read("docs/reliability.md")
