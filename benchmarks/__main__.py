@@ -19,6 +19,7 @@ _MODULES = {
     "attention_read": "attention_read",
     "arrangements": "arrangements",
     "analysis": "analysis",
+    "severity": "severity",
 }
 
 

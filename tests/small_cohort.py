@@ -46,7 +46,9 @@ def write_small(folder: Path, series=None, labels=None, **changes) -> Path:
     """Write a cohort as `write_cohort` does, then the tables once more as they are: rows unsorted, types untouched."""
     series = small_series() if series is None else series
     labels = small_labels() if labels is None else labels
-    write_cohort(folder, small_info(**changes), small_series(2), small_labels(2))
+    info = small_info(**changes)
+    none = {task.name: pl.lit(None, pl.Int32) for task in info.tasks if task != TASK}
+    write_cohort(folder, info, small_series(2), small_labels(2).with_columns(**none))
     series.write_parquet(folder / SERIES_FILE)
     labels.write_parquet(folder / LABELS_FILE)
     return folder

@@ -139,7 +139,7 @@ def test_the_example_of_the_documentation_runs(tmp_path):
         ("age", "", ""),
     ]
     assert cohort.task.classes == ("survived", "died")
-    assert cohort.info.dropped == {"series rows outside steps 0 to 47": 120}
+    assert cohort.info.dropped == {"series rows outside steps 0 to 47: left out": 120}
     assert cohort.info.licence == "ODbL 1.0"
     assert (cohort.split == "valid").sum() == 15
     assert any("groups are in several splits" in warning for warning in cohort.warnings)
@@ -185,7 +185,7 @@ def test_rows_outside_the_grid_are_an_error_or_dropped_and_counted(tmp_path, fol
     text = "outside = 'drop'\n" + HEAD + SERIES + "time_unit = 'step'\n" + LABELS
     cohort = load(write_mapping(tmp_path / "b", rows, text=text))
     assert same(cohort, folder)
-    assert cohort.info.dropped == {"series rows outside steps 0 to 5": 40}
+    assert cohort.info.dropped == {"series rows outside steps 0 to 5: left out": 40}
     assert describe_cohort(tmp_path / "b" / "mapping.toml").dropped == cohort.info.dropped
 
 

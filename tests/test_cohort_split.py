@@ -167,7 +167,7 @@ def test_folds_of_a_cohort_are_loaded_with_the_training_statistics_of_their_own(
 def test_folds_of_a_cohort_that_brings_its_split_are_refused(tmp_path):
     names = [("train", "train", "valid", "test")[i % 4] for i in range(40)]
     path = write_small(tmp_path / "c", labels=small_labels().with_columns(split=pl.Series(names)))
-    with pytest.raises(CohortError, match=r"brings its own split .* train one run on it, without them, or leave"):
+    with pytest.raises(CohortError, match=r"brings its own split .* train one run on it, without them, or drop"):
         load(path, folds=3, fold=0)
 
 

@@ -1,28 +1,22 @@
-"""A cohort is written whole or not at all, from one frame or a stream, and never with the label among its features."""
+"""A cohort is written whole or not at all, from one frame or a stream."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
 import pytest
-from small_cohort import NAMES, STEPS, TASK, load, small_info, small_labels, small_series
+from small_cohort import NAMES, load, small_info, small_labels, small_series
 
-from vmapens.cohort import leaks
-from vmapens.cohort.schema import SERIES_FILE, Feature, Task, read_info
-from vmapens.cohort.write import write_cohort
+from vmapens.cohort.schema import LABELS_FILE, SERIES_FILE, Feature, read_info
+from vmapens.cohort.write import Imported, write_cohort
 from vmapens.errors import CohortError
-
-MULTI = Task("kind", "multiclass", ("a", "b", "c"))
 
 
 def in_frames(series, size=7):
     for first in range(1, 41, size):
         yield series.filter(pl.col("sample").is_between(first, first + size - 1))
-
-
-def with_feature(values, name="x"):
-    """Info, series and labels of the small cohort with one more feature: a value for each sample, at step 3."""
-    more = pl.DataFrame({"sample": range(1, 41), "step": pl.Series([3] * 40, dtype=pl.Int32), name: values})
-    series = small_series().join(more, on=["sample", "step"], how="left")
-    return small_info(features=tuple(map(Feature, (*NAMES, name)))), series, small_labels()
 
 
 def refused(folder, *imported):
@@ -85,69 +79,73 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
     write_cohort(tmp_path / "c", small_info(), small_series(), whole)
 
 
-@pytest.mark.parametrize(("yes", "no"), [(1.0, 0.0), (0.0, 1.0), (7.5, -2.0)])
-def test_a_feature_that_is_the_label_is_refused_by_name(yes, no, tmp_path):
-    died = small_labels()["died"].to_list()
-    line = refused(tmp_path / "c", *with_feature([yes if label else no for label in died]))
-    assert "a model would only copy `x` is the label, in all 40 samples in which it is measured: `died`" in line
+@pytest.mark.parametrize("values", [(0.5, 1.0), (2.0, 0.0), (-1.0, 1.0)])
+def test_a_label_that_is_no_class_is_refused(values, tmp_path):
+    labels = small_labels().with_columns(died=pl.Series([values[i % 2] for i in range(40)]))
+    assert "labels of `died` are no class" in refused(tmp_path / "c", small_info(), small_series(), labels)
 
 
-def test_a_static_feature_that_is_the_label_is_refused(tmp_path):
-    labels = small_labels().with_columns(copy=pl.col("died") * 2.0)
-    info = small_info(features=(*map(Feature, NAMES), Feature("copy")))
-    assert "`copy` is the label" in refused(tmp_path / "c", info, small_series(), labels)
-
-
-def test_a_feature_that_only_one_class_has_is_refused(tmp_path):
-    generator = np.random.default_rng(0)
-    values = [generator.normal() if label else None for label in small_labels()["died"]]
-    assert "measured in all samples of one class and in none" in refused(tmp_path / "c", *with_feature(values))
-
-
-def test_the_classes_of_several_may_each_have_a_value(tmp_path):
-    kind = [place % 3 for place in range(40)]
-    info, series, labels = with_feature([(5.0, 3.0, 4.0)[k] for k in kind])
-    labels = labels.with_columns(kind=pl.Series(kind)).drop("died")
-    info = small_info(features=info.features, tasks=(MULTI,))
-    assert "`x` is the label" in refused(tmp_path / "c", info, series, labels)
-
-
-def test_a_feature_that_parts_the_classes_is_said(tmp_path):
-    generator = np.random.default_rng(0)
-    values = [generator.normal() + 20 * label for label in small_labels()["died"]]
-    info = write_cohort(tmp_path / "c", *with_feature(values))
-    assert info.notes == (
-        "warning: `x` parts the classes without exception: `died`: see that it was known before the outcome.",
+@pytest.mark.parametrize("static", [True, False])
+def test_a_value_that_float32_cannot_hold_is_refused_by_name(static, tmp_path):
+    values = pl.Series("big", [1e300] + [1.0] * 39)
+    info = small_info(features=(*map(Feature, NAMES), Feature("big")))
+    series, labels = small_series(), small_labels()
+    if static:
+        labels = labels.with_columns(values)
+    else:
+        series = series.join(pl.DataFrame([labels["sample"], values]), on="sample")
+    assert "1 features hold values that are infinite or beyond float32 (big)" in refused(
+        tmp_path / "c", info, series, labels
     )
-    assert read_info(tmp_path / "c") == info
 
 
-@pytest.mark.parametrize("exception", [0, 1, 39])
-def test_one_exception_clears_a_feature(exception, tmp_path):
-    died = small_labels()["died"].to_list()
-    values = [float(label) for label in died]
-    values[exception] = 1 - values[exception]
-    assert write_cohort(tmp_path / "c", *with_feature(values)).notes == ()
+def test_features_may_be_left_out(tmp_path):
+    info = small_info(features=(*map(Feature, NAMES), Feature("age")))
+    imported = Imported(info, small_series(), small_labels().with_columns(age=pl.lit(50.0)))
+    written = write_cohort(tmp_path / "c", *imported.without(["age", "map"]))
+    assert [feature.name for feature in written.features] == ["hr", "lactate"]
+    assert written.notes == ("Feature `age` was left out (--without).", "Feature `map` was left out (--without).")
+    assert pl.read_parquet_schema(tmp_path / "c" / SERIES_FILE).names() == ["sample", "step", "hr", "lactate"]
+    assert pl.read_parquet(tmp_path / "c" / LABELS_FILE).columns == ["sample", "died"]
+    with pytest.raises(CohortError, match="--without names pulse, but the features are hr, map, lactate, age"):
+        imported.without(["pulse"])
+    with pytest.raises(CohortError, match="names all features"):
+        imported.without([*NAMES, "age"])
 
 
-def test_few_samples_or_a_small_class_give_no_verdict(tmp_path):
-    info, series, labels = with_feature([float(label) for label in small_labels()["died"]])
-    few = labels.with_columns(pl.when(pl.col("sample") < leaks.LEAST).then("died"))
-    assert write_cohort(tmp_path / "few", info, series, few).notes == ()
-    rare = labels.with_columns(died=(pl.col("sample") <= 4).cast(pl.Int32))
-    copied = series.with_columns(x=pl.when(pl.col("x").is_not_null()).then((pl.col("sample") <= 4).cast(pl.Float64)))
-    assert write_cohort(tmp_path / "rare", info, copied, rare).notes == ()
+def test_the_folders_that_were_made_go_with_a_cohort_that_is_refused(tmp_path):
+    (tmp_path / "there").mkdir()
+    labels = small_labels().with_columns(died=pl.lit(7))
+    with pytest.raises(CohortError):
+        write_cohort(tmp_path / "there" / "a" / "b", small_info(), small_series(), labels)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
-def test_many_features_are_looked_at_a_few_at_a_time(tmp_path):
-    names = [f"f{place}" for place in range(40)]
-    generator = np.random.default_rng(1)
-    noise = pl.DataFrame({name: generator.normal(size=40 * STEPS) for name in names})
-    keys = pl.DataFrame({"sample": np.repeat(range(1, 41), STEPS), "step": np.tile(range(STEPS), 40)})
-    series = pl.concat([keys, noise], how="horizontal").join(small_labels(), on="sample")
-    series = series.with_columns(f17=pl.col("died").cast(pl.Float64), f39=-pl.col("died").cast(pl.Float64))
-    info = small_info(features=tuple(map(Feature, names)), tasks=(TASK,))
-    line = refused(tmp_path / "c", info, series, small_labels())
-    assert "`f17`" in line
-    assert "`f39`" in line
-    assert "`f16`" not in line
+def test_what_fails_after_the_series_leaves_nothing(tmp_path):
+    labels = small_labels().with_columns(ward=pl.Series([object()] * 40, dtype=pl.Object))
+    with pytest.raises(Exception, match=r"(?i)object"):
+        write_cohort(tmp_path / "c", small_info(), small_series(), labels)
+    assert not (tmp_path / "c").exists()
+
+
+PROGRAM = """
+import sys
+import numpy as np, polars as pl
+from pathlib import Path
+from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.write import Imported, write_cohort
+n = 300_000
+info = CohortInfo(1, 60.0, (Feature("x"),), (Task("y", "binary", ("0", "1")),), "made", "none")
+series = pl.DataFrame({"sample": range(n), "step": [0] * n, "x": np.random.default_rng(0).normal(size=n)})
+write_cohort(Path(sys.argv[1]), info, series, pl.DataFrame({"sample": range(n), "y": [i % 2 for i in range(n)]}))
+"""
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path):
+    """Polars chooses the size of row groups by it unless told."""
+    files = []
+    for threads in ("1", "16"):
+        environment = {**os.environ, "POLARS_MAX_THREADS": threads}
+        subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / threads)], check=True, env=environment)
+        files.append([path.read_bytes() for path in sorted((tmp_path / threads).iterdir())])
+    assert files[0] == files[1]

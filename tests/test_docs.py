@@ -84,9 +84,10 @@ def test_the_figures_of_the_severity_groups_are_those_of_the_raw_line():
     assert f"\n{table.severity_drop()}\n" in SEVERITY
     line = table.lines_of("severity")[-1]
     assert f"With {line['samples']['train']:,} stays to train on" in SEVERITY
-    for command in line["commands"]:
-        of = command.replace(" --select-on valid", "").replace("runs/groups-valid", "runs/groups")
-        assert of in re.sub(r" \\\n *", " ", SEVERITY)
+    settings = "--task apache_group --preset yadav2025-phenotyping"
+    for command in (SEVERITY, *line["commands"]):
+        assert settings in command
+        assert f"--variants {line['variants']} " in command
     shared = [
         row["exact"] / row["chance"] for row in line["drop"] if (row["k"], row["n"]) == (19, 2) and row["stays"] > 20
     ]

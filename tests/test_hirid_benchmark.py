@@ -178,7 +178,7 @@ def test_values_that_float32_cannot_hold_become_missing_and_are_counted(tmp_path
     source.data["train"][start : start + 5, 3] = (np.inf, -np.inf, 1e39, np.nan, signalling)
     info, series, _ = written(source.write(tmp_path / "a.h5"), tmp_path / "out")
     assert info.dropped["values that are infinite (as float32): set to missing"] == 3
-    assert info.dropped["values that are NaN: missing"] == 2
+    assert info.dropped["values that are NaN: set to missing"] == 2
     assert series["vm1"].null_count() == 5
     assert not series["vm1"].drop_nulls().is_infinite().any()
 
@@ -264,6 +264,11 @@ def same_patient_in_two_splits(source):
     source.windows["test"][0, 2] = source.windows["train"][5, 2]
 
 
+def unknown_as_minus_one(source):
+    for labels in source.labels.values():
+        labels[labels[:, 2] == 5, 2] = -1
+
+
 BAD = {
     r"no `patient_windows` \(`/` has data, labels\)": without("patient_windows"),
     "has no `data/columns`": without("data/columns"),
@@ -287,7 +292,8 @@ BAD = {
     r"labels of Mortality_At24Hours are 2, wanted 0 and 1": label(3, 2.0),
     r"labels of Mortality_At24Hours are inf, wanted 0 and 1": label(3, np.inf),
     r"labels of Phenotyping_APACHEGroup are 2.5, wanted whole numbers": label(2, 2.5),
-    r"labels of Phenotyping_APACHEGroup are 3, wanted whole numbers, 2 to 100": label(2, 3.0),
+    r"labels of Phenotyping_APACHEGroup are 3, wanted whole numbers from 0, 2 to 100": label(2, 3.0),
+    r"labels of Phenotyping_APACHEGroup are -1, 2, 19, wanted whole numbers from 0": changed(unknown_as_minus_one),
 }
 
 

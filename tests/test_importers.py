@@ -1,6 +1,9 @@
-"""What holds for every importer: rows in any order, rows twice, files cut short."""
+"""What holds for every importer: rows in any order, rows twice, files cut short.
 
-from collections.abc import Callable
+Wherever a source may say several things of one cell, the made one does: several values in a step, and at one time.
+"""
+
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +29,12 @@ from vmapens.cohort.importers.yaib import read_yaib
 from vmapens.cohort.label_table import join_labels
 from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE
 from vmapens.cohort.write import Imported, write_cohort
+from vmapens.errors import CohortError
 
 FILES = (SERIES_FILE, LABELS_FILE, INFO_FILE)
 STAYS = range(1, 13)
 SPLIT = {stay: ("train", "val", "test")[stay % 3] for stay in STAYS}
-TIMES = pl.datetime_range(pl.datetime(2150, 1, 1), pl.datetime(2150, 1, 2), "6h", eager=True, closed="left")
+TIMES = pl.datetime_range(pl.datetime(2150, 1, 1), pl.datetime(2150, 1, 2), "3h", eager=True, closed="left")
 
 
 class Source(NamedTuple):
@@ -41,12 +45,16 @@ class Source(NamedTuple):
         read: Reads them.
         tables: Globs of the files whose rows may be permuted.
         repeated: Those of them whose rows may be there twice, too; all of them if None.
+        refusal: What is said of rows that are there twice, where they may not be.
+        samples: How many the cohort has.
     """
 
     make: Callable[[Path], None]
     read: Callable[[Path], Imported]
     tables: tuple[str, ...]
     repeated: tuple[str, ...] | None = None
+    refusal: str | None = None
+    samples: int = len(STAYS)
 
 
 def values(stay: int, step: int) -> float:
@@ -54,13 +62,13 @@ def values(stay: int, step: int) -> float:
 
 
 def make_yaib(folder: Path) -> None:
-    keys = [(stay, hour) for stay in STAYS for hour in range(4)]
+    keys = [(stay, half, other) for stay in STAYS for half in range(8) for other in range(1 + (half == 5))]
     dyn = pl.DataFrame(
         {
-            "stay_id": [stay for stay, _ in keys],
-            "time": pl.Series([hour * 3_600_000 for _, hour in keys]).cast(pl.Duration("ms")),
-            "hr": [values(*key) for key in keys],
-            "map": [None if hour % 2 else values(hour, stay) for stay, hour in keys],
+            "stay_id": [stay for stay, *_ in keys],
+            "time": pl.Series([half * 1_800_000 for _, half, _ in keys]).cast(pl.Duration("ms")),
+            "hr": [values(stay, half) + other for stay, half, other in keys],
+            "map": [None if half % 2 else values(half, stay) for stay, half, _ in keys],
         }
     )
     dyn.write_parquet(folder / "dyn.parquet")
@@ -72,37 +80,56 @@ def make_yaib(folder: Path) -> None:
 
 def make_meds(folder: Path) -> None:
     (folder / "data").mkdir()
-    rows = [(s, t, code, values(s, i)) for s in STAYS for i, t in enumerate(TIMES) for code in ("LAB//1", "LAB//2")]
+    codes = ("LAB//1", "LAB//2", "LAB//2")  # the second is there with two numbers
+    rows = [(s, t, c, values(s, i + n)) for s in STAYS for i, t in enumerate(TIMES) for n, c in enumerate(codes)]
     schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
     table = pl.DataFrame(rows, schema=schema, orient="row")
     for shard in range(2):
         table.filter(pl.col("subject_id") % 2 == shard).write_parquet(folder / "data" / f"{shard}.parquet")
     labels = {"subject_id": STAYS, "boolean_value": [stay % 2 == 0 for stay in STAYS]}
-    labels = pl.DataFrame(labels).with_columns(prediction_time=pl.lit(TIMES[-1]))
+    labels = pl.DataFrame(labels).with_columns(prediction_time=pl.lit(TIMES[6]))
     labels.write_parquet(folder / "labels.parquet")
 
 
-def make_mimic3(folder: Path) -> None:
+def make_meds_with_splits(folder: Path) -> None:
+    """Two labels a subject."""
+    make_meds(folder)
+    labels = pl.read_parquet(folder / "labels.parquet")
+    labels = pl.concat([labels, labels.with_columns(prediction_time=pl.lit(TIMES[3]))])
+    labels.write_parquet(folder / "labels.parquet")
+    (folder / "metadata").mkdir()
+    splits = {"subject_id": STAYS, "split": [("train", "tuning", "held_out")[stay % 3] for stay in STAYS]}
+    pl.DataFrame(splits).write_parquet(folder / "metadata" / "subject_splits.parquet")
+
+
+def make_mimic3(folder: Path, header: str = "stay,y_true", more: str = "") -> None:
     head = ",".join(["Hours", *(channel.name for channel in CHANNELS)])
     place = [channel.name for channel in CHANNELS].index("Heart Rate")
     for split in ("train", "test"):
         (folder / split).mkdir()
-        (folder / split / "listfile.csv").write_text("stay,y_true\n")
+        (folder / split / "listfile.csv").write_text(header + "\n")
     for name in ("train", "val", "test"):
-        lines = [f"{s}_episode1_timeseries.csv,{s % 5 // 3}" for s in STAYS if SPLIT[s] == name]
-        (folder / f"{name}_listfile.csv").write_text("\n".join(["stay,y_true", *lines]) + "\n")
+        lines = [f"{s}_episode1_timeseries.csv,{more}{s % 5 // 3}" for s in STAYS if SPLIT[s] == name]
+        (folder / f"{name}_listfile.csv").write_text("\n".join([header, *lines]) + "\n")
+    times = (0.5, 0.75, 0.75, 1.5, 2.5)
+    before, after = "," * (place + 1), "," * (len(CHANNELS) - place - 1)
     for stay in STAYS:
-        rows = [f"{h + 0.5}{',' * (place + 1)}{values(stay, h)}{',' * (len(CHANNELS) - place - 1)}" for h in range(3)]
+        rows = [f"{time}{before}{values(stay, step)}{after}" for step, time in enumerate(times)]
         where = folder / ("test" if SPLIT[stay] == "test" else "train")
         (where / f"{stay}_episode1_timeseries.csv").write_text("\n".join([head, *rows]) + "\n")
 
 
+def make_phenotyping(folder: Path) -> None:
+    make_mimic3(folder, "stay,period_length,Shock,Pneumonia", "9.5,1,")
+
+
 def make_physionet(folder: Path) -> None:
+    """No parameter has two values in one minute: a record is a log, so of these the last in its order is kept."""
     (folder / "set-a").mkdir()
     outcomes = ["RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"]
     for stay in STAYS:
         first = [f"00:00,{name},{number}" for name, number in (("RecordID", stay), ("Age", 40 + stay), ("ICUType", 2))]
-        rows = [f"0{hour}:10,HR,{values(stay, hour)}" for hour in range(4)]
+        rows = [f"0{half // 2}:{10 + half % 2},HR,{values(stay, half)}" for half in range(8)]
         (folder / "set-a" / f"{stay}.txt").write_text("\n".join(["Time,Parameter,Value", *first, *rows]) + "\n")
         outcomes.append(f"{stay},{stay},3,9,-1,{stay % 2}")
     (folder / "Outcomes-a.txt").write_text("\n".join(outcomes) + "\n")
@@ -130,14 +157,24 @@ def make_tensors(folder: Path) -> None:
     np.savez(folder / "all.npz", x=x, y=np.array([stay % 2 for stay in STAYS]), ids=np.array(STAYS))
 
 
-def make_mapping(folder: Path) -> None:
+def make_tensors_in_hdf5(folder: Path) -> None:
+    """As PyPOTS saves them: a group a split."""
+    make_tensors(folder)
+    with np.load(folder / "all.npz") as arrays, h5py.File(folder / "all.h5", "w") as file:
+        for place, split in enumerate(("train", "val", "test")):
+            for name, key in (("X", "x"), ("y", "y"), ("ids", "ids")):
+                file[f"{split}/{name}"] = arrays[key][place::3]
+    (folder / "all.npz").unlink()
+
+
+def make_mapping(folder: Path, series: str = 'files = "dyn.parquet"') -> None:
     make_yaib(folder)
     (folder / "own.toml").write_text(
-        """
+        f"""
         steps = 4
         minutes_per_step = 60
         [series]
-        files = "dyn.parquet"
+        {series}
         sample = "stay_id"
         time = "time"
         time_unit = "duration"
@@ -152,6 +189,14 @@ def make_mapping(folder: Path) -> None:
     )
 
 
+def make_long_mapping(folder: Path) -> None:
+    make_mapping(folder, 'files = "long.parquet"\nlayout = "long"\nfeature = "code"\nvalue = "number"')
+    dyn = pl.read_parquet(folder / "dyn.parquet")
+    long = dyn.unpivot(index=["stay_id", "time"], variable_name="code", value_name="number")
+    long.write_parquet(folder / "long.parquet")
+    (folder / "dyn.parquet").unlink()
+
+
 SOURCES = {
     "yaib": Source(make_yaib, lambda folder: read_yaib(folder, steps=4), ("*.parquet",)),
     "yaib and a table of labels": Source(
@@ -164,9 +209,20 @@ SOURCES = {
         lambda folder: read_meds(folder, labels=folder / "labels.parquet", window="24h", every="6h", codes=["re:LAB"]),
         ("labels.parquet", "data/*.parquet"),
     ),
+    "meds with splits and two labels a subject": Source(
+        make_meds_with_splits,
+        lambda folder: read_meds(folder, labels=folder / "labels.parquet", window="24h", every="6h", codes=["50%"]),
+        ("labels.parquet", "data/*.parquet", "metadata/*.parquet"),
+        samples=2 * len(STAYS),
+    ),
     "mimic3-benchmarks": Source(
         make_mimic3,
         lambda folder: read_mimic3_benchmarks(folder, task="ihm", steps=4),
+        ("*.csv", "train/*_episode*.csv"),
+    ),
+    "mimic3-benchmarks, phenotyping": Source(
+        make_phenotyping,
+        lambda folder: read_mimic3_benchmarks(folder, task="phenotyping", steps=4),
         ("*.csv", "train/*_episode*.csv"),
     ),
     "physionet2012": Source(
@@ -175,9 +231,23 @@ SOURCES = {
     "hirid-benchmark": Source(
         make_hirid, lambda folder: read_hirid_benchmark(folder / "ml_stage.h5", steps=4), ("*.h5",)
     ),
-    "tensors": Source(make_tensors, lambda folder: read_tensors([folder / "all.npz"]), ("*.npz",)),
+    "tensors": Source(
+        make_tensors,
+        lambda folder: read_tensors([folder / "all.npz"]),
+        ("*.npz",),
+        refusal="4 ids occur more than once",
+    ),
+    "tensors in hdf5": Source(
+        make_tensors_in_hdf5,
+        lambda folder: read_tensors([folder / "all.h5"]),
+        ("*.h5",),
+        refusal="3 ids occur more than once",
+    ),
     "cohort, of a mapping": Source(
         make_mapping, lambda folder: read_cohort(folder / "own.toml"), ("*.parquet",), ("dyn.parquet",)
+    ),
+    "cohort, of a mapping of a long table": Source(
+        make_long_mapping, lambda folder: read_cohort(folder / "own.toml"), ("*.parquet",), ("long.parquet",)
     ),
 }
 
@@ -197,15 +267,32 @@ def rewrite(path: Path, rng: np.random.Generator, *, twice: bool) -> None:
         path.write_text("\n".join([head, *(rows[row] for row in drawn(len(rows)))]) + "\n")
     elif path.suffix == ".h5":
         with h5py.File(path, "r+") as file:
-            for name, windows in list(file["patient_windows"].items()):
-                rows = windows[:]
-                del file[f"patient_windows/{name}"]
-                file[f"patient_windows/{name}"] = rows[drawn(len(rows))]
+            for split in ("train", "val", "test"):
+                if "patient_windows" in file:
+                    moved = moved_stays(file, split, rng)
+                    windows = moved[f"patient_windows/{split}"]
+                    moved[f"patient_windows/{split}"] = windows[drawn(len(windows))]
+                else:
+                    order = drawn(len(file[split]["ids"]))
+                    moved = {f"{split}/{name}": array[:][order] for name, array in file[split].items()}
+                for name, array in moved.items():
+                    del file[name]
+                    file[name] = array
     else:
         with np.load(path, allow_pickle=False) as arrays:
-            order = rng.permutation(len(arrays["ids"]))
-            changed = {name: values[order] for name, values in arrays.items()}
-        np.savez(path, **changed)
+            order = drawn(len(arrays["ids"]))
+            moved = {name: array[order] for name, array in arrays.items()}
+        np.savez(path, **moved)
+
+
+def moved_stays(file: h5py.File, split: str, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+    """What HiRID-ICU-Benchmark has of a split, with whole stays elsewhere among the rows."""
+    windows = rng.permutation(file[f"patient_windows/{split}"][:])
+    rows = np.concatenate([np.arange(start, stop) for start, stop, _ in windows])
+    stops = np.cumsum(windows[:, 1] - windows[:, 0])
+    windows = np.stack([stops - windows[:, 1] + windows[:, 0], stops, windows[:, 2]], axis=1)
+    moved = {f"{group}/{split}": file[f"{group}/{split}"][:][rows] for group in ("data", "labels")}
+    return moved | {f"patient_windows/{split}": windows}
 
 
 def imported(source: Source, folder: Path) -> dict[str, str]:
@@ -215,21 +302,22 @@ def imported(source: Source, folder: Path) -> dict[str, str]:
     return {name: sha256((folder / "cohort" / name).read_bytes()).hexdigest() for name in FILES}
 
 
-@pytest.fixture(params=SOURCES)
+@pytest.fixture(params=SOURCES, scope="module")
 def source(request):
     return SOURCES[request.param]
 
 
-@pytest.fixture
-def made(source, tmp_path):
-    """A folder with the files of the source, and those of its cohort."""
-    (tmp_path / "source").mkdir()
-    source.make(tmp_path / "source")
-    return tmp_path, imported(source, tmp_path)
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    """A folder with the files of the source, and digests of those of its cohort."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "source").mkdir()
+    source.make(folder / "source")
+    return folder, imported(source, folder)
 
 
 def changed(source: Source, folder: Path, seed: int, *, twice: bool) -> dict[str, str]:
-    """The cohort of the same source with its rows in another order."""
+    """The cohort of the same source with its rows in another order: digests."""
     place = folder / f"changed-{seed}-{twice}"
     if not place.exists():
         (place / "source").mkdir(parents=True)
@@ -242,22 +330,26 @@ def changed(source: Source, folder: Path, seed: int, *, twice: bool) -> dict[str
 
 
 @given(st.integers(0, 2**32))
-@examples(3)
+@examples(5)
 def test_the_order_of_rows_changes_no_byte(source, made, seed):
     folder, files = made
     assert changed(source, folder, seed, twice=False) == files
 
 
 @given(st.integers(0, 2**32))
-@examples(3)
-def test_rows_that_are_there_twice_change_no_table(source, made, seed):
+@examples(5)
+def test_rows_that_are_there_twice_change_no_table_or_are_refused(source, made, seed):
     folder, files = made
-    found = changed(source, folder, seed, twice=True)
-    assert {name for name in FILES if found[name] != files[name]} <= {INFO_FILE}  # which counts them
+    if source.refusal:
+        with pytest.raises(CohortError, match=source.refusal):
+            changed(source, folder, seed, twice=True)
+    else:
+        found = changed(source, folder, seed, twice=True)
+        assert {name for name in FILES if found[name] != files[name]} == {INFO_FILE}  # which counts them
 
 
 @given(st.data())
-@examples(10)
+@examples(12)
 def test_files_cut_short_end_in_one_line_or_in_a_cohort_that_can_be_read(source, made, data):
     folder, _ = made
     path = data.draw(st.sampled_from(sorted(path for path in (folder / "source").rglob("*") if path.is_file())))
@@ -280,7 +372,7 @@ def test_files_cut_short_end_in_one_line_or_in_a_cohort_that_can_be_read(source,
 def test_the_made_sources_hold_all_stays(source, made):
     folder, _ = made
     found = describe_cohort(folder / "cohort")
-    assert found.samples == len(STAYS)
+    assert found.samples == source.samples
     assert found.never_measured == 0
     assert found.read
-    assert found.origin or source is SOURCES["cohort, of a mapping"]
+    assert found.origin or source.make in (make_mapping, make_long_mapping)

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from vmapens.cohort.importers.yaib import read_yaib
-from vmapens.cohort.label_table import NO_PATIENTS, join_labels
-from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.label_table import MISSING, join_labels
+from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, Feature, Task
 from vmapens.cohort.write import Imported, write_cohort
 from vmapens.errors import CohortError
 
@@ -162,6 +162,70 @@ def test_the_ids_are_those_of_sample_or_of_the_first_column_or_of_the_named_one(
     assert joined(tmp_path, other).labels["unit"].to_list() == [None, None, 1, 0]
 
 
+def test_the_column_of_ids_is_by_default_none_that_is_something_else(tmp_path):
+    """The labels, patients and times of these tables are ids of stays, too."""
+    rows = "unit,patient,at,stay\n1,4,30,4\n2,3,31,3\n1,2,32,2\n"
+    wanted = joined(tmp_path, rows, id_column="stay", group_column="patient", time_column="at")
+    found = joined(tmp_path, rows, group_column="patient", time_column="at")
+    assert found.labels.equals(wanted.labels)
+    assert found.labels.select("unit", "group").rows() == [(None, None), (1, "2"), (2, "3"), (1, "4")]
+    assert found.info == wanted.info
+    assert joined(tmp_path, "unit,stay\n1,3\n2,4\n").labels["unit"].to_list() == [None, None, 1, 2]
+    of_samples = joined(tmp_path, "sample,stay\n1,3\n2,4\n", column="sample", task="unit")
+    assert of_samples.labels["unit"].to_list() == [None, None, 1, 2]
+
+
+def test_a_column_that_is_named_as_ids_may_be_the_labels_too_and_none_is_not_guessed(tmp_path):
+    one = pl.DataFrame({"unit": [1, 2, 3]})
+    with pytest.raises(CohortError, match=r"has no column of ids beside unit; add one, or name one .* --label-id"):
+        joined(tmp_path, one)
+    assert joined(tmp_path, one, id_column="unit").labels["unit"].to_list() == [1, 2, 3, None]
+    with pytest.raises(CohortError, match="has no column of ids beside patient, unit"):
+        joined(tmp_path, "patient,unit\n1,x\n2,y\n", group_column="patient")
+
+
+@pytest.mark.parametrize("word", MISSING)
+def test_what_r_and_pandas_write_where_there_is_nothing_is_empty_in_a_csv_and_counted(tmp_path, word):
+    rows = f"stay,unit,number,patient,at\n1,x,0,17,30\n2,{word},{word},{word},{word}\n3,y,1,18,\n {word} ,x,0,,\n"
+    options = {"id_column": "stay", "group_column": "patient", "time_column": "at"}
+    info, _, labels = joined(tmp_path, rows, **options)
+    assert labels["unit"].to_list() == [0, None, 1, None]
+    assert labels["group"].to_list() == ["17", None, "18", None]
+    assert info.tasks[-1].classes == ("x", "y")
+    what = "table.csv for task `unit`"
+    assert info.dropped[f"values of {what} that are NA, NaN, null or None: read as empty"] == 4
+    assert info.dropped[f"rows of {what} without an id: left out"] == 1
+    assert info.dropped[f"stays without a label in {what}: kept, not in the task"] == 1
+    assert info.dropped[f"stays without a patient in {what}: each counts as its own group"] == 2
+    empty, _, same = joined(tmp_path, rows.replace(word, ""), **options)
+    assert same.equals(labels)
+    assert {name: empty.dropped[name] for name in info.dropped if "read as empty" not in name} == {
+        name: count for name, count in info.dropped.items() if "read as empty" not in name
+    }
+    info, _, labels = joined(tmp_path, rows, column="number")
+    assert labels["number"].to_list() == [0, None, 1, None]
+    assert info.tasks[-1].classes == ("0", "1")
+
+
+def test_in_parquet_text_is_what_it_says(tmp_path):
+    info, _, labels = joined(tmp_path, pl.DataFrame({"sample": [1, 2, 3], "unit": ["None", "mild", None]}))
+    assert (info.tasks[-1].classes, labels["unit"].to_list()) == (("None", "mild"), [0, 1, None, None])
+
+
+@pytest.mark.parametrize("value", [1.5, 0.1, -2.5, 2.0**53, 1e30, float("inf")])
+def test_ids_and_patients_that_are_no_whole_numbers_are_refused(tmp_path, value):
+    table = pl.DataFrame({"sample": [1.0, 2.0, value], "unit": ["x", "y", "x"], "patient": [value, None, 3.0]})
+    message = r"column `{}` holds 1 numbers that are no ids \(.*\), wanted whole numbers or text"
+    with pytest.raises(CohortError, match=message.format("sample")) as caught:
+        joined(tmp_path, table)
+    assert "\n" not in str(caught.value)
+    stays = table.with_columns(sample=pl.Series([1, 2, 3]))
+    with pytest.raises(CohortError, match=message.format("patient")):
+        joined(tmp_path, stays, group_column="patient")
+    nan = stays.with_columns(patient=pl.Series([7.0, float("nan"), 8.0]))
+    assert joined(tmp_path, nan, group_column="patient").labels["group"].to_list() == ["7", None, "8", None]
+
+
 def test_the_order_of_rows_does_not_matter_and_rows_that_repeat_are_counted(tmp_path):
     table = pl.DataFrame({"sample": [1, 2, 3, 9], "unit": ["x", "y", "x", "z"], "patient": ["a", "a", None, "z"]})
     options = {"group_column": "patient", "task": "ward"}
@@ -231,7 +295,8 @@ def test_outcomes_within_the_window_are_refused(tmp_path):
         (CSV, {"task": "hr"}, r"the task cannot be called `hr`"),
         (CSV, {"task": "age"}, r"the task cannot be called `age`"),
         (CSV, {"task": "group"}, r"the task cannot be called `group`"),
-        (CSV, {"task": "^a$"}, r"the task cannot be called `\^a\$`"),
+        (CSV, {"task": "^a$"}, r"the task cannot be called `\^a\$`: no column can; choose another .* --label-task"),
+        (CSV, {"task": "sample"}, r"the task cannot be called `sample`: the cohort has a column of that name"),
         (
             CSV,
             {"id_column": "patient"},
@@ -256,7 +321,11 @@ def test_outcomes_within_the_window_are_refused(tmp_path):
         (b"PAR1", {}, r"cut short at 4 bytes"),
         (gzip.compress(CSV.encode())[:-12], {}, r"cannot be read to its end"),
         (b"\x1f\x8bnothing", {}, r"cannot be read to its end"),
-        (pl.DataFrame({"sample": [1.5], "unit": ["x"]}), {}, r"no id of column `sample`"),
+        (
+            pl.DataFrame({"sample": [1.5], "unit": ["x"]}),
+            {},
+            r"column `sample` holds 1 numbers that are no ids \(1.5\)",
+        ),
         (pl.DataFrame({"sample": [True], "unit": ["x"]}), {}, r"column `sample` is Boolean, wanted ids"),
         (pl.DataFrame({"sample": [1, 2], "unit": [[1], [2]]}), {}, r"column `unit` is List\(Int64\), wanted whole"),
         (pl.DataFrame({"sample": [1], "unit": [timedelta(1)]}), {}, r"column `unit` is Duration"),

@@ -351,9 +351,9 @@ def test_order_of_columns_line_ends_and_byte_order_marks_change_nothing(tmp_path
     odd[FILE] = table.select(reversed(table.columns)).write_csv()
     imported(tmp_path, odd, name="odd")
     assert cohort_bytes(tmp_path / "odd") == cohort_bytes(tmp_path / "out")
-    more = table.with_columns(pl.lit("x").alias("ICU type")).write_csv()
+    more = table.with_columns(pl.lit("x").alias("ICU type"), pl.lit(1).alias("")).write_csv()
     info, series, _ = imported(tmp_path, files | {FILE: more}, name="more")
-    assert info.dropped["files with other columns than Hours and the channels: these were left out"] == 1
+    assert info.dropped["columns of files of stays that are neither Hours nor a channel: left out"] == 2
     assert series.equals(pl.read_parquet(tmp_path / "out" / "series.parquet"))
 
 

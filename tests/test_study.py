@@ -188,7 +188,7 @@ def test_a_cohort_with_a_split_of_its_own_is_one_line(tmp_path, capsys, options)
     names = [("train", "train", "valid", "test")[i % 4] for i in range(40)]
     cohort = write_small(tmp_path / "cohort", labels=small_labels().with_columns(split=pl.Series(names)))
     line = command(cohort, tmp_path / "study", *options)
-    refused(capsys, line, "brings its own split", "train one run on it", "leave that column out")
+    refused(capsys, line, "brings its own split", "train one run on it", "--drop-split")
     assert not (tmp_path / "study").exists()
 
 

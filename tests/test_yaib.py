@@ -12,7 +12,7 @@ import pytest
 from vmapens.cohort.importers.yaib import DYN, OUTC, STA, read_yaib
 from vmapens.cohort.importers.yaib_features import FEATURES
 from vmapens.cohort.load import load_cohort
-from vmapens.cohort.schema import read_info
+from vmapens.cohort.schema import NO_PATIENTS, read_info
 from vmapens.cohort.write import write_cohort
 from vmapens.errors import CohortError
 from vmapens.spec import CohortSpec
@@ -98,7 +98,7 @@ def test_rows_arrive_in_the_step_of_their_hour_and_static_columns_beside_the_lab
         "rows of dyn.parquet from step 4 on: left out": 2,
         "stays whose last row comes before step 3: left out": 1,
     }
-    assert "The data name no patients: each stay counts as its own group." in info.notes
+    assert NO_PATIENTS in info.notes
     assert "`sex` is 0 for Female and 1 for Male." in info.notes
 
 
@@ -131,7 +131,7 @@ def test_rows_outside_the_window_or_without_keys_are_counted(tmp_path):
     assert series["sample"].unique().sort().to_list() == [1, 2, 3, 4]
 
 
-def test_an_hour_keeps_the_last_measured_value_and_at_one_time_the_larger(tmp_path):
+def test_an_hour_keeps_the_last_measured_value_and_at_one_time_the_largest(tmp_path):
     tables = made()
     rows = [
         (1, 2 * HOUR + HOUR / 2, None, 7.0),  # later in hour 2; hr was measured before
@@ -149,7 +149,7 @@ def test_an_hour_keeps_the_last_measured_value_and_at_one_time_the_larger(tmp_pa
     what = "rows of dyn.parquet"
     assert info.dropped[f"{what} that repeat another one: left out"] == 1
     assert (
-        info.dropped[f"{what} that differ from another one of the same stay and time: the larger values are kept"] == 1
+        info.dropped[f"{what} that differ from another one of the same stay and time: the largest values are kept"] == 1
     )
     assert info.dropped[f"{what} followed by a later one in the same hour: the last measured values are kept"] == 2
     assert imported(tmp_path, shuffled(tables), "again")[1].equals(series)
@@ -342,7 +342,13 @@ def more(name, **columns):
         ),
         (dict, {"steps": 0}, "steps is 0, wanted a whole number"),
         (dict, {"task": "split"}, "the task cannot be called `split`"),
-        (dict, {"task": ""}, "the task cannot be called ``"),
+        (
+            dict,
+            {"task": "time"},
+            "the task cannot be called `time`: the cohort has a column .* another name with --task",
+        ),
+        (dict, {"task": "*"}, "the task cannot be called `[*]`: no column can"),
+        (dict, {"task": ""}, "the task cannot be called ``: no column can"),
     ],
 )
 def test_what_cannot_be_imported_is_one_clear_line(tmp_path, change, options, message):

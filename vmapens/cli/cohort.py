@@ -20,10 +20,11 @@ app.add_typer(importers, name="import")
 Short = Annotated[
     Literal["drop", "fill"], typer.Option(help="Stays that end before the window does: left out, or kept.")
 ]
+Without = Annotated[list[str] | None, typer.Option(help="A feature to leave out; may be repeated.")]
 LabelFile = Annotated[Path | None, typer.Option("--labels", help="A table (CSV, Parquet) with a label more.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Its column that is the label.")]
 LabelTask = Annotated[str | None, typer.Option(help="What to call that label (default: as the column).")]
-LabelId = Annotated[str | None, typer.Option(help="Its column of ids (default: sample, else the first).")]
+LabelId = Annotated[str | None, typer.Option(help="Its column of ids (default: sample, else the first other one).")]
 LabelGroup = Annotated[str | None, typer.Option(help="Its column that names the patient.")]
 LabelTime = Annotated[str | None, typer.Option(help="Its column of the outcome's time, in hours from the start.")]
 
@@ -40,6 +41,7 @@ def sources() -> None:
 def import_physionet2012(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders or archives, one or more sets.")],
     out: Out,
+    without: Without = None,
 ) -> None:
     """Read PhysioNet/CinC 2012 as published: set-?/*.txt and Outcomes-?.txt, in folders or archives.
 
@@ -47,7 +49,7 @@ def import_physionet2012(
     """
     from vmapens.cohort.importers.physionet2012 import read_physionet2012
 
-    _write(out, lambda _: read_physionet2012(paths))
+    _write(out, without, lambda _: read_physionet2012(paths))
 
 
 @importers.command("yaib")
@@ -63,6 +65,7 @@ def import_yaib(
     label_id: LabelId = None,
     label_group: LabelGroup = None,
     label_time: LabelTime = None,
+    without: Without = None,
 ) -> None:
     """Read a cohort of Yet Another ICU Benchmark: one label a stay, on an hourly grid.
 
@@ -74,7 +77,7 @@ def import_yaib(
 
     join = _join(labels, label_column, label_task, label_id, label_group, label_time)
     outcomes: Literal["require", "optional"] = "require" if labels is None else "optional"
-    _write(out, lambda _: join(read_yaib(folder, steps=steps, short=short, task=task, outcomes=outcomes)))
+    _write(out, without, lambda _: join(read_yaib(folder, steps=steps, short=short, task=task, outcomes=outcomes)))
 
 
 @importers.command("hirid-benchmark")
@@ -82,6 +85,7 @@ def import_hirid_benchmark(
     path: Annotated[Path, typer.Argument(help="The file ml_stage_12h.h5.")],
     out: Out,
     steps: Annotated[int, typer.Option(help="Steps of the window, of 5 minutes; labels stand at its last.")] = 288,
+    without: Without = None,
 ) -> None:
     """Read the ML stage of HiRID-ICU-Benchmark: mortality and APACHE groups at 24 hours (needs the extra hdf5).
 
@@ -89,7 +93,7 @@ def import_hirid_benchmark(
     """
     from vmapens.cohort.importers.hirid_benchmark import read_hirid_benchmark
 
-    _write(out, lambda listener: read_hirid_benchmark(path, steps=steps, listener=listener))
+    _write(out, without, lambda listener: read_hirid_benchmark(path, steps=steps, listener=listener))
 
 
 @importers.command("meds")
@@ -104,6 +108,7 @@ def import_meds(
     ] = None,
     aggregate: Annotated[Literal["last", "mean"], typer.Option(help="Of several values in a step.")] = "last",
     task: Annotated[str, typer.Option(help="What to call the label.")] = "label",
+    without: Without = None,
 ) -> None:
     """Read events and labels of the Medical Event Data Standard, 0.4.
 
@@ -113,6 +118,7 @@ def import_meds(
 
     _write(
         out,
+        without,
         lambda listener: read_meds(
             folder,
             labels=labels,
@@ -123,6 +129,7 @@ def import_meds(
             task=task,
             listener=listener,
         ),
+        unit="events, read twice",
     )
 
 
@@ -133,6 +140,7 @@ def import_mimic3_benchmarks(
     task: Annotated[Literal["ihm", "phenotyping"], typer.Option(help="In-hospital mortality, or 25 phenotypes.")],
     steps: Annotated[int, typer.Option(help="Hours of the window.")] = 48,
     short: Short = "drop",
+    without: Without = None,
 ) -> None:
     """Read episodes and listfiles of mimic3-benchmarks, with its splits.
 
@@ -142,6 +150,7 @@ def import_mimic3_benchmarks(
 
     _write(
         out,
+        without,
         lambda listener: read_mimic3_benchmarks(folder, task=task, steps=steps, short=short, listener=listener),
     )
 
@@ -152,6 +161,7 @@ def import_tensors(
     out: Out,
     task: Annotated[str, typer.Option(help="Name of the label column.")] = "outcome",
     minutes_per_step: Annotated[float, typer.Option(help="Minutes between two steps.")] = 60.0,
+    without: Without = None,
 ) -> None:
     """Read tensors x [N, T, F] and y [N], as notebooks, NumPy and PyPOTS save them.
 
@@ -159,7 +169,7 @@ def import_tensors(
     """
     from vmapens.cohort.importers.tensors import read_tensors
 
-    _write(out, lambda _: read_tensors(paths, task=task, minutes_per_step=minutes_per_step))
+    _write(out, without, lambda _: read_tensors(paths, task=task, minutes_per_step=minutes_per_step))
 
 
 @importers.command("cohort")
@@ -172,6 +182,10 @@ def import_cohort(
     label_id: LabelId = None,
     label_group: LabelGroup = None,
     label_time: LabelTime = None,
+    drop_split: Annotated[
+        bool, typer.Option("--drop-split", help="Leave its split out, so that training draws one.")
+    ] = False,
+    without: Without = None,
 ) -> None:
     """Write a cohort or a mapping as a cohort of its own, with a label more.
 
@@ -180,7 +194,7 @@ def import_cohort(
     from vmapens.cohort.importers.cohort import read_cohort
 
     join = _join(labels, label_column, label_task, label_id, label_group, label_time)
-    _write(out, lambda _: join(read_cohort(cohort)))
+    _write(out, without, lambda listener: join(read_cohort(cohort, drop_split=drop_split, listener=listener)))
 
 
 @importers.command("synthetic")
@@ -225,14 +239,16 @@ def _join(
     )
 
 
-def _write(out: Path, read: "Callable[[Listener], Imported]") -> None:
-    """Read a source, write the cohort, and say what it holds."""
+def _write(
+    out: Path, without: list[str] | None, read: "Callable[[Listener], Imported]", *, unit: str = "stays"
+) -> None:
+    """Read a source, write the cohort without some of its features, and say what it holds."""
     from vmapens.cohort.write import require_no_cohort, write_cohort
 
     require_no_cohort(out)  # before the work
-    progress = Progress("stays")
+    progress = Progress(unit)
     try:
-        info = write_cohort(out, *read(progress))
+        info = write_cohort(out, *read(progress).without(without or []))
     finally:
         progress.stop()
     for note in info.notes:

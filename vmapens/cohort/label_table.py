@@ -1,13 +1,15 @@
 """Join the labels of any table to an imported cohort: a task that the source itself does not have.
 
 A table has one row a stay: CSV (plain or gzip, UTF-8, commas) or Parquet, told by its first bytes. Stays are matched by
-their ids, never by their place.
+their ids, never by their place. In a CSV, what R and pandas write where there is nothing (`MISSING`) is an empty cell;
+Parquet has its own nulls.
 """
 
 import dataclasses
 import gzip
 import zlib
 from collections import Counter
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import polars as pl
@@ -16,20 +18,21 @@ from vmapens.cohort.classes import label_task, problem_of_labels
 from vmapens.cohort.hours import hours_of, refuse_seconds
 from vmapens.cohort.identity import first_five, one_row_each
 from vmapens.cohort.parquet import UNREADABLE, collect, is_pattern, scan
-from vmapens.cohort.schema import CohortInfo
+from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, require_task_name
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError, first_line
-
-NO_PATIENTS = "The data name no patients: each stay counts as its own group."
-"""A note of importers, which no longer holds once a table brings the patients."""
 
 MAX_BYTES = 2**30
 """Of a CSV, as text."""
 
+MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+"""In a CSV: as good as empty."""
+
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 _WHOLE = r"^-?(0|[1-9]\d{0,17})$"
 _REAL = r"^-?(0|[1-9]\d{0,17})?(\.\d+)?([eE][+-]?\d+)?$"
-_RESERVED = ("sample", "step", "group", "split")
+_LARGEST_FLOAT_ID = 2**53
+"""From here on, not every whole number is a float64."""
 
 
 def join_labels(
@@ -51,7 +54,7 @@ def join_labels(
         column: Labels: truth values, whole numbers from 0 (0..C-1), or text, whose sorted values are the classes; null
             or empty = not in the task. Text that is nothing but numbers is numbers, in a Parquet file as in a CSV.
         id_column: Which stay a row is about; 7, 7.0 and "7" are one id. Default: `sample` if there is such a column,
-            else the first.
+            else the first that is not one of the others named here.
         task: Name of the task. Default: that of the column.
         group_column: The patient of each stay: becomes `group`. A stay without one stands for itself.
         time_column: When the outcome came: a duration, or hours, from the start of the stay. Null: never, or unknown.
@@ -61,16 +64,15 @@ def join_labels(
 
     Raises:
         CohortError: If the table cannot be read, has no such column, has no id of the cohort, or contradicts itself;
-            its labels are no classes; the task's name is taken; the cohort has groups already; or an outcome came
-            before the end of the window, where a model could see it.
+            its ids or patients are fractions; its labels are no classes; the task's name is taken; the cohort has
+            groups already; or an outcome came before the end of the window, where a model could see it.
     """
     info, series, labels = imported
     name = task or column
-    _check_name(name, info, labels)
-    table = _read_table(file)
+    require_task_name(name, (*labels.columns, *(feature.name for feature in info.features)))
+    table, is_text = _read_table(file)
     columns = list(table.collect_schema())
-    ids = id_column or ("sample" if "sample" in columns else columns[0])
-    given = {"sample": ids, "label": column, "group": group_column, "time": time_column}
+    given = {"label": column, "group": group_column, "time": time_column, "sample": id_column}
     wanted = {role: found for role, found in given.items() if found is not None}
     if absent := sorted(set(wanted.values()) - set(columns)):
         raise CohortError(f"{file} has no column {', '.join(absent)}; it has {', '.join(columns[:20])}.")
@@ -78,10 +80,17 @@ def join_labels(
         raise CohortError(
             f"{file}: the cohort has the patients already (`group`), so `{group_column}` cannot be; leave it out."
         )
+    ids = wanted.setdefault("sample", id_column or _ids_among(columns, set(wanted.values()), file))
     rows = collect(table.select(pl.col(found).alias(role) for role, found in wanted.items()), file)
-    rows = rows.with_columns(map(_typed, rows.iter_columns()))
     counts: Counter[str] = Counter()
     where = f"{file.name} for task `{name}`"
+    if is_text:
+        missing = pl.all().is_in(MISSING)
+        counts[f"values of {where} that are NA, NaN, null or None: read as empty"] = sum(
+            rows.select(missing.sum()).row(0)
+        )
+        rows = rows.select(pl.when(~missing).then(pl.all()).name.keep())
+    rows = rows.with_columns(map(_typed, rows.iter_columns()))
     matched = _matched(rows, ids, labels, file, where, counts)
     if problem := problem_of_labels(matched["label"]):
         raise CohortError(f"{file}: column `{column}` {problem}.")
@@ -108,23 +117,25 @@ def join_labels(
     return Imported(dataclasses.replace(info, tasks=(*info.tasks, made), notes=tuple(notes)), series, joined)
 
 
-def _check_name(name: str, info: CohortInfo, labels: pl.DataFrame) -> None:
-    taken = {*_RESERVED, *labels.columns, *(feature.name for feature in info.features)}
-    if name in taken or not name or is_pattern(name):
+def _ids_among(columns: Sequence[str], taken: Set[str], file: Path) -> str:
+    """The column of ids where none is named."""
+    free = [name for name in columns if name not in taken]
+    if not free:
         raise CohortError(
-            f"the task cannot be called `{name}`: the cohort has a column of that name, or no column can."
+            f"{file} has no column of ids beside {', '.join(columns)}; add one, or name one of these with --label-id."
         )
+    return "sample" if "sample" in free else free[0]
 
 
-def _read_table(file: Path) -> pl.LazyFrame:
-    """The table, with the columns of a CSV as text without spaces around it; empty is null."""
+def _read_table(file: Path) -> tuple[pl.LazyFrame, bool]:
+    """The table, and whether it is a CSV: then all columns are text without spaces around it, and empty is null."""
     if file.exists() and not file.is_file():
         raise CohortError(f"{file} is no file: wanted a table, CSV or Parquet.")
     try:
         with file.open("rb") as opened:
             head = opened.read(4)
         if head == _PARQUET:
-            return scan([file])
+            return scan([file]), False
         with gzip.open(file) if head.startswith(_GZIP) else file.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -146,7 +157,7 @@ def _read_table(file: Path) -> pl.LazyFrame:
         )
     table.columns = names
     text = pl.all().str.strip_chars()
-    return table.lazy().with_columns(pl.when(text != "").then(text).name.keep())
+    return table.lazy().with_columns(pl.when(text != "").then(text).name.keep()), True
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -170,8 +181,15 @@ def _typed(values: pl.Series) -> pl.Series:
 def _as_text(values: pl.Series, column: str, file: Path) -> pl.Series:
     """Ids as text, whole numbers without a point."""
     if values.dtype.is_float():
-        whole = pl.when(pl.col(values.name).floor() == pl.col(values.name)).then(pl.col(values.name))
-        return values.to_frame().select(whole.cast(pl.Int64, strict=False).cast(pl.String)).to_series()
+        values = values.fill_nan(None)
+        broken = values.filter((values != values.floor()) | (values.abs() >= _LARGEST_FLOAT_ID))
+        if len(broken):
+            raise CohortError(
+                f"{file}: column `{column}` holds {len(broken)} numbers that are no ids "
+                f"({first_five(map(str, broken))}), wanted whole numbers or text; name another column, "
+                "or put a letter before each."
+            )
+        return values.cast(pl.Int64).cast(pl.String)
     if values.dtype.is_integer() or values.dtype in (pl.String, pl.Null):
         return values.cast(pl.String)
     raise CohortError(f"{file}: column `{column}` is {values.dtype}, wanted ids: whole numbers or text.")

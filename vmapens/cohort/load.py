@@ -21,7 +21,7 @@ from vmapens.cohort.memory import require_memory
 from vmapens.cohort.scale import Scaling, fit_scaling, forward_fill, standardise
 from vmapens.cohort.schema import CohortInfo, Task
 from vmapens.cohort.split import SPLITS, check_split, split_samples
-from vmapens.cohort.tables import Tables, open_tables
+from vmapens.cohort.tables import Tables, class_codes, open_tables
 from vmapens.errors import CohortError
 from vmapens.spec import CohortSpec
 
@@ -208,22 +208,10 @@ def _match(tables: Tables, spec: CohortSpec, warnings: list[str]) -> pl.DataFram
 
 def _labelled(labels: pl.DataFrame, task: Task, source: Path) -> tuple[list[str], np.ndarray, pl.DataFrame]:
     """Ids, classes and rows of the samples in the task, sorted by id."""
-    kind = labels.schema[task.name]
-    if not (kind.is_numeric() or kind == pl.Boolean):
-        raise CohortError(f"{source}: the labels of `{task.name}` are {kind}, wanted whole numbers from 0.")
-    code = labels[task.name].cast(pl.Float64).fill_nan(None)
+    code = class_codes(labels, task, source)
     labels, code = labels.filter(code.is_not_null()), code.drop_nulls()
     if not len(labels):
         raise CohortError(f"{source}: no sample has a label of `{task.name}`; choose another task, or import it again.")
-    last = len(task.classes) - 1
-    wrong = (code < 0) | (code > last) | (code != code.floor())
-    if wrong.any():
-        values = ", ".join(f"{value:g}" for value in code.filter(wrong).unique().sort()[:5])
-        ids = first_five(labels.filter(wrong)["sample"].cast(pl.String).to_list())
-        raise CohortError(
-            f"{source}: {wrong.sum()} labels of `{task.name}` are no class (values {values}; samples {ids}), wanted "
-            f"whole numbers from 0 to {last}, or null; correct them, or the classes of the task."
-        )
     ids_as_text = labels["sample"].cast(pl.String).to_list()
     order = sample_order(ids_as_text)
     y = code.to_numpy().astype(np.int64)[order]
@@ -260,7 +248,7 @@ def _split(
 def _brings_split(spec: CohortSpec) -> CohortError:
     return CohortError(
         f"{spec.path} brings its own split (column `split` of the labels), which no folds or split seeds change: train "
-        "one run on it, without them, or leave that column out."
+        "one run on it, without them, or drop the split: vmapens import cohort COHORT --drop-split --out OTHER."
     )
 
 

@@ -112,7 +112,7 @@ def read_mapping(path: Path) -> Mapped:
     if outside == "drop":
         inside = pl.col("step").is_between(0, steps - 1).fill_null(value=False)
         count = collect(rows.select(n=(~inside).sum()), path).item()
-        dropped = {f"series rows outside steps 0 to {steps - 1}": int(count)}
+        dropped = {f"series rows outside steps 0 to {steps - 1}: left out": int(count)}
         rows = rows.filter(inside)
     narrow = None
     layout: Layout = "plain"

@@ -7,6 +7,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,10 @@ LABELS_FILE = "labels.parquet"
 INFO_FILE = "cohort.json"
 MINUTES = (1e-6, 1e8)
 """Minutes between two steps, least and most: from 60 microseconds to 190 years."""
+RESERVED = ("sample", "step", "group", "split")
+"""Columns of the tables that are neither a feature nor a task."""
+NO_PATIENTS = "The data name no patients: each stay counts as its own group."
+"""A note of importers, which no longer holds once a table brings the patients (`label_table`)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,27 @@ class CohortInfo:
             if task.name == name:
                 return task
         raise CohortError(f"unknown task `{name}`: this cohort has {', '.join(t.name for t in self.tasks) or 'none'}.")
+
+
+def require_task_name(name: str, taken: Iterable[str] = ()) -> None:
+    """See that a task can have a name.
+
+    Args:
+        name: What the user calls the task.
+        taken: Columns of the cohort beside `RESERVED`.
+
+    Raises:
+        CohortError: If no column can be called so, or one is already.
+    """
+    if not name or is_pattern(name):
+        why = "no column can"
+    elif name in {*RESERVED, *taken}:
+        why = "the cohort has a column of that name"
+    else:
+        return
+    raise CohortError(
+        f"the task cannot be called `{name}`: {why}; choose another name with --task (of --labels: --label-task)."
+    )
 
 
 def read_info(folder: Path) -> CohortInfo:

@@ -13,7 +13,7 @@ import polars as pl
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.mapping import Layout, read_mapping
 from vmapens.cohort.parquet import collect, count_rows, fingerprint, number_columns, scan
-from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, CohortInfo, read_info
+from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, CohortInfo, Task, read_info
 from vmapens.cohort.split import SPLITS
 from vmapens.errors import CohortError
 
@@ -174,3 +174,25 @@ def _normal_labels(labels: pl.DataFrame, source: Path) -> pl.DataFrame:
             )
         labels = labels.with_columns(split=named["name"])
     return labels
+
+
+def class_codes(labels: pl.DataFrame, task: Task, where: object) -> pl.Series:
+    """The classes of a task as whole numbers; null where a sample is not in it.
+
+    Raises:
+        CohortError: If the column is not of numbers, or one of them is no class.
+    """
+    kind = labels.schema[task.name]
+    if not (kind.is_numeric() or kind in (pl.Boolean, pl.Null)):
+        raise CohortError(f"{where}: the labels of `{task.name}` are {kind}, wanted whole numbers from 0.")
+    code = labels[task.name].cast(pl.Float64).fill_nan(None)
+    last = len(task.classes) - 1
+    wrong = ((code < 0) | (code > last) | (code != code.floor())).fill_null(value=False)
+    if wrong.any():
+        values = ", ".join(f"{value:g}" for value in code.filter(wrong).unique().sort()[:5])
+        ids = first_five(labels.filter(wrong)["sample"].cast(pl.String).to_list())
+        raise CohortError(
+            f"{where}: {wrong.sum()} labels of `{task.name}` are no class (values {values}; samples {ids}), wanted "
+            f"whole numbers from 0 to {last}, or null; correct them, or the classes of the task."
+        )
+    return code.cast(pl.Int64)

@@ -6,8 +6,8 @@ looked for in what was written, before `cohort.json`, the last file, makes a coh
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vmapens.atomic import atomic_path, write_text
+from vmapens.cohort.identity import first_five
 from vmapens.cohort.leaks import refuse_shared_groups, warn_of_leaks
 from vmapens.cohort.schema import INFO_FILE, LABELS_FILE, SERIES_FILE, CohortInfo, problem_of
+from vmapens.cohort.tables import class_codes
 from vmapens.errors import CohortError
 
 _ROW_GROUP = 1 << 18  # fixed: Polars would choose it by its number of threads, and the bytes with it
@@ -40,6 +42,25 @@ class Imported(NamedTuple):
     series: Rows
     labels: pl.DataFrame
 
+    def without(self, features: Sequence[str]) -> "Imported":
+        """The same cohort without some features.
+
+        Raises:
+            CohortError: If it has no such feature, or no other one.
+        """
+        names = [feature.name for feature in self.info.features]
+        if unknown := sorted(set(features) - set(names)):
+            raise CohortError(
+                f"--without names {first_five(unknown)}, but the features are {', '.join(names[:20])}"
+                f"{', ...' * (len(names) > 20)}."
+            )
+        kept = tuple(feature for feature in self.info.features if feature.name not in features)
+        if not kept:
+            raise CohortError("--without names all features: leave one at least.")
+        notes = (*self.info.notes, *(f"Feature `{name}` was left out (--without)." for name in sorted(set(features))))
+        info = dataclasses.replace(self.info, features=kept, notes=notes)
+        return Imported(info, self.series, self.labels.drop(features, strict=False))
+
 
 def write_cohort(folder: Path, info: CohortInfo, series: Rows, labels: pl.DataFrame) -> CohortInfo:
     """Write the three files of a cohort, each atomically, `cohort.json` last.
@@ -54,34 +75,45 @@ def write_cohort(folder: Path, info: CohortInfo, series: Rows, labels: pl.DataFr
         What was written to `cohort.json`: `info` with all counts, and a note for each suspicion of `warn_of_leaks`.
 
     Raises:
-        CohortError: If the folder holds a cohort already, one of its names is taken twice or is no text, a feature is
-            a label, or a patient is in two splits; nothing is left behind then.
+        CohortError: If the folder holds a cohort already, one of its names is taken twice or is no text, a label is no
+            class, a feature is a label or infinite, or a patient is in two splits; nothing is left behind then.
         OutputError: If it cannot be written.
     """
     require_no_cohort(folder)
     if problem := problem_of(info):
         raise CohortError(f"{folder} is not written: {problem}; choose other names.")
+    for task in info.tasks:
+        class_codes(labels, task, folder)
     refuse_shared_groups(labels, folder)
-    is_new = not folder.exists()
-    try:
+    timed = [feature.name for feature in info.features if feature.name not in labels.columns]
+    with _nothing_left_of(folder):
         with atomic_path(folder / SERIES_FILE) as path:
-            timed = [feature.name for feature in info.features if feature.name not in labels.columns]
             if isinstance(series, pl.DataFrame | pl.LazyFrame):
                 _in_order(series.lazy(), timed).sink_parquet(path, row_group_size=_ROW_GROUP)
             else:
                 _write_stream(path, series, timed)
             warnings = warn_of_leaks(pl.scan_parquet(path), labels, info, folder)
-    except BaseException:
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-    with atomic_path(folder / LABELS_FILE) as path:
-        labels.sort("sample").write_parquet(path)
-    notes = (*info.notes, *warnings)
-    info = dataclasses.replace(info, read=_counted(info.read), dropped=_counted(info.dropped), notes=notes)
-    write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")
+        with atomic_path(folder / LABELS_FILE) as path:
+            labels.sort("sample").write_parquet(path, row_group_size=_ROW_GROUP)
+        notes = tuple(dict.fromkeys((*info.notes, *warnings)))  # a cohort that is written anew has its warnings already
+        info = dataclasses.replace(info, read=_counted(info.read), dropped=_counted(info.dropped), notes=notes)
+        write_text(folder / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n")
     return info
+
+
+@contextmanager
+def _nothing_left_of(folder: Path) -> Iterator[None]:
+    """Remove what a block that fails has made: the files of a cohort, and the folders that were not there."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for name in (INFO_FILE, LABELS_FILE, SERIES_FILE):
+                (folder / name).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+        raise
 
 
 def require_no_cohort(folder: Path) -> None:

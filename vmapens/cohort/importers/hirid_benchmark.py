@@ -20,7 +20,7 @@ from jaxtyping import Float64, Int64
 from vmapens.cohort.classes import MOST_CLASSES
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.importers.hdf5 import Hdf5Array, Hdf5File, open_hdf5
-from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.schema import RESERVED, CohortInfo, Feature, Task
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
 from vmapens.listener import Listener, Silence
@@ -43,7 +43,6 @@ LICENCE = "that of HiRID 1.1.1 (access on request): https://physionet.org/conten
 
 _STAYS_AT_ONCE = 128
 _ROWS_AT_ONCE = 1 << 18
-_RESERVED = ("sample", "step", "group", "split", *TASKS)
 
 
 def read_hirid_benchmark(path: Path, *, steps: int = STEPS, listener: Listener | None = None) -> Imported:
@@ -72,7 +71,7 @@ def read_hirid_benchmark(path: Path, *, steps: int = STEPS, listener: Listener |
     dropped: Counter[str] = Counter()
     with open_hdf5(path) as file:
         features, columns = (_names(file, name) for name in ("data/columns", "labels/tasks"))
-        if taken := sorted(set(features) & set(_RESERVED)):
+        if taken := sorted(set(features) & {*RESERVED, *TASKS}):
             raise CohortError(f"{path}: data/columns has {', '.join(taken)}, which a cohort calls its own; rename it.")
         rows = {split: _rows(file, split, len(features), len(columns)) for split in SPLITS}
         windows = pl.concat([_windows(file, split, rows[split], dropped) for split in SPLITS])
@@ -207,7 +206,7 @@ def _labels(path: Path, stays: pl.DataFrame, steps: int) -> tuple[pl.DataFrame, 
     labels = stays.select("sample", group="sample", split=pl.col("split").replace(SPLITS))
     for name, column in TASKS.items():
         found = stays[name].drop_nulls().unique().sort().to_list()
-        whole = [int(value) for value in found if abs(value) < 2**31 and value == int(value)]
+        whole = [int(value) for value in found if 0 <= value < 2**31 and value == int(value)]
         note = f"{column} at row {steps - 1}"
         if name == "mortality":
             codes = [0, 1]
@@ -220,7 +219,7 @@ def _labels(path: Path, stays: pl.DataFrame, steps: int) -> tuple[pl.DataFrame, 
             continue
         if not set(found) <= set(codes) or not 2 <= len(codes) <= MOST_CLASSES:
             got = first_five(f"{value:g}" for value in found)
-            wanted = "0 and 1" if name == "mortality" else f"whole numbers, 2 to {MOST_CLASSES} different ones"
+            wanted = "0 and 1" if name == "mortality" else f"whole numbers from 0, 2 to {MOST_CLASSES} different ones"
             raise CohortError(f"{path}: labels of {column} are {got}, wanted {wanted}; is it the right file?")
         place = {code: place for place, code in enumerate(codes)}
         labels = labels.with_columns(stays[name].replace_strict(place, return_dtype=pl.Int32))
@@ -243,7 +242,7 @@ def _frames(
                     values[place] = data[split].read(start, start + steps)
             infinite = np.isinf(values)
             dropped["values that are infinite (as float32): set to missing"] += int(infinite.sum())
-            dropped["values that are NaN: missing"] += int(np.isnan(values).sum())
+            dropped["values that are NaN: set to missing"] += int(np.isnan(values).sum())
             values[infinite] = np.nan
             frame = pl.DataFrame(values.reshape(-1, len(features)), schema=list(features), orient="row")
             yield frame.with_columns(pl.col(list(features)).fill_nan(None)).with_columns(

@@ -25,7 +25,7 @@ from vmapens.cohort.importers.meds_codes import CodeCounts, parse_codes
 from vmapens.cohort.importers.meds_events import EventFiles, Events, Part
 from vmapens.cohort.importers.meds_labels import parquet_files, read_labels
 from vmapens.cohort.parquet import collect, scan
-from vmapens.cohort.schema import CohortInfo, Feature
+from vmapens.cohort.schema import RESERVED, CohortInfo, Feature, require_task_name
 from vmapens.cohort.tables import SPLIT_NAMES
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError, first_line
@@ -38,7 +38,6 @@ _EVENTS_AT_ONCE = 8_000_000
 _PAIRS_APART = 1_000_000
 _CODES = 2**32  # more than there are: a sample and a code make one number
 _UNITS = {"s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
-_RESERVED = {"sample", "step", "group", "split"}
 
 
 def read_meds(
@@ -69,8 +68,8 @@ def read_meds(
         codes: Each a code, `@FILE` (one code a line), `re:PATTERN` (matches anywhere) or `N%`: that share of the
             training samples (of all, without splits) must have a number of the code in their window. A percentage
             narrows what the others choose, or all codes if there are no others.
-        aggregate: What a step holds of several numbers of one code: the last by time (of two at one time the larger),
-            or the mean, for which an event that is there twice counts once.
+        aggregate: What a step holds of several numbers of one code: the last by time (of several at one time the
+            largest), or the mean, for which an event that is there twice counts once.
         task: What the task is called.
         listener: Hears of progress, in events; each is counted twice, for the two passes.
 
@@ -85,8 +84,7 @@ def read_meds(
         https://github.com/Medical-Event-Data-Standard/meds, `src/meds/schema.py`.
     """
     length, step = _grid_of(window, every)
-    if task in _RESERVED or not task:
-        raise CohortError(f"the task cannot be called `{task}`: the cohort has a column of that name; choose another.")
+    require_task_name(task)
     choice = parse_codes(codes)
     dropped: Counter[str] = Counter()
     files = EventFiles(_event_files(folder, labels))
@@ -103,7 +101,7 @@ def read_meds(
         listener.advance(len(events.code))
     counts = survey.counts(len(files.codes))
     features = choice.features(files.codes, counts, int(training.sum()))
-    if clash := sorted({*_RESERVED, task} & set(features)):
+    if clash := sorted({*RESERVED, task} & set(features)):
         raise CohortError(f"a code is called {', '.join(clash)}, as a column of the cohort is; leave it out of codes.")
     chosen = [files.codes[name] for name in features]
     others = counts.measured.sum() - counts.measured[chosen].sum()

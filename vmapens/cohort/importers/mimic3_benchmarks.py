@@ -23,7 +23,7 @@ from vmapens.cohort.importers.archive import BYTE_ORDER_MARK
 from vmapens.cohort.importers.mimic3_channels import CHANNELS, finite, number
 from vmapens.cohort.importers.physionet2012_ranges import RANGES_VERSION
 from vmapens.cohort.parquet import is_pattern
-from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.schema import RESERVED, CohortInfo, Feature, Task
 from vmapens.cohort.split import split_samples
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError, first_line
@@ -47,7 +47,7 @@ _LONGEST_HOURS = {"ihm": 48, "phenotyping": 366 * 24}
 _LISTFILES = {"train": "train_listfile.csv", "valid": "val_listfile.csv", "test": "test_listfile.csv"}
 _SUFFIX = "_timeseries.csv"
 _STAY = rf"^[0-9]+_episode[0-9]+{_SUFFIX}$"
-_RESERVED = {"", "sample", "step", "group", "split", "stay", "y_true"}
+_NO_PHENOTYPES = {"", *RESERVED, "stay", "y_true"}
 
 _EPS_HOURS = 1e-6
 """Of the benchmark: a time this little past the end of a step still belongs to it."""
@@ -191,7 +191,7 @@ def _listfile(path: Path, task: Benchmark) -> pl.DataFrame:
     keys = ["stay"] if task == "ihm" else ["stay", "period_length"]
     labels = columns[len(keys) :]
     names = ["mortality"] if task == "ihm" else labels
-    usable = len(set(columns)) == len(columns) and not set(names) & _RESERVED and not any(map(is_pattern, names))
+    usable = len(set(columns)) == len(columns) and not set(names) & _NO_PHENOTYPES and not any(map(is_pattern, names))
     expected = labels == ["y_true"] if task == "ihm" else bool(labels) and usable
     if columns[: len(keys)] != keys or not expected:
         wanted = "stay,y_true" if task == "ihm" else "stay,period_length,<a column a phenotype>"
@@ -313,8 +313,8 @@ def _head_and_body(path: Path, dropped: Counter[str]) -> tuple[tuple[str, ...], 
             f"{path} begins with `{','.join(head)[:80]}`, wanted Hours and {len(_CHANNELS)} channels, once each; "
             f"{len(lacking)} are not ({first_five(lacking)}); make it anew."
         )
-    dropped["files with other columns than Hours and the channels: these were left out"] += (
-        len(head) > len(_CHANNELS) + 1
+    dropped["columns of files of stays that are neither Hours nor a channel: left out"] += (
+        len(head) - len(_CHANNELS) - 1
     )
     body, end, last = rest.rpartition(b"\n")
     dropped["last rows without a line end (the file was cut short): left out"] += bool(last)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vmapens.cohort.importers.archive import BYTE_ORDER_MARK, read_files
 from vmapens.cohort.importers.physionet2012_ranges import CONSTANT, RANGES_VERSION, SERIES
-from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, Feature, Task
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
 
@@ -111,7 +111,7 @@ def read_physionet2012(paths: Sequence[Path]) -> Imported:
             f"Impossible values are set to missing by vmapens' ranges, version {RANGES_VERSION}.",
             "Age, Gender and Height have the same value in all steps; the admission weight is a measurement at step 0.",
             "MechVent is only ever 1: missing means not ventilated, or not written down.",
-            "The data name no patients: each stay counts as its own group.",
+            NO_PATIENTS,
             *early,
         ),
     )

@@ -4,6 +4,7 @@ Files are read without running code from them: `torch.load(weights_only=True)`, 
 HDF5 as in `hdf5`. Dictionaries and groups may be nested; `train/X` is X in train.
 """
 
+import math
 import re
 import warnings
 import zipfile
@@ -17,25 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vmapens.cohort.importers.hdf5 import open_hdf5
+from vmapens.cohort.tables import SPLIT_NAMES
 from vmapens.errors import CohortError, first_line
 from vmapens.machine import free_memory
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "valid",
-    "valid": "valid",
-    "validation": "valid",
-    "dev": "valid",
-}
-SPLITS |= {"test": "test", "testing": "test"}
 
 _HDF5 = {".h5", ".hdf5"}
 _SUFFIXES = {".pt", ".pth", ".npz"} | _HDF5
 _WANTED = "wanted .pt, .npz or .h5 files"
-_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])")
+_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])")
 _NAMES_OF_FEATURES = ("feature_names", "features", "columns")
-_CELL_BYTES = 12  # of x while it is written: as it is, as float32, and by feature
+# Of x until it is written, rounded up from imports of 300 MiB with 1 to 231 features: a cell of float64 is held as it is,
+# as float32 and by feature (16.5), one of float32 as it is, by feature and sorted (13); each row (sample, step) takes 33
+# more for ids that are numbers, and 86 for text.
+_CELL_BYTES = 17
+_ROW_BYTES = 90
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,9 @@ def read_arrays(paths: Sequence[Path]) -> Found:
         CohortError: If a path is of another kind, or cannot be read without running code from it, or does not fit in
             memory.
     """
-    found = Found()
+    found, free = Found(), free_memory()
     for path in _files(paths):
-        _read(path, found)
+        free -= _read(path, found, free)
     return found
 
 
@@ -94,13 +90,14 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _read(path: Path, found: Found) -> None:
-    """Add what one file holds."""
+def _read(path: Path, found: Found, free: int) -> int:
+    """Add what one file holds; how many of the free bytes importing it takes."""
     try:
         unpacked = _unpacked_bytes(path)
+        _require_memory(path, "unpacks to", unpacked, free)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # both warn of old files that they may not read, then read or fail
-            content = _load(path) if unpacked <= free_memory() else None
+            content = _load(path)
     except CohortError:
         raise
     except Exception as error:  # a broken or hostile pickle raises whatever it makes the reader stumble on
@@ -110,14 +107,8 @@ def _read(path: Path, found: Found) -> None:
             "save tensors alone: torch.save({'x': x, 'y': y}, path)."
         ) from error
     named = list(_named(content, path.stem))
-    # A view of one number may have any size.
-    cells = sum(values.numel() for _, values in named if isinstance(values, Tensor))
-    needed, free = max(unpacked, _CELL_BYTES * cells), free_memory()
-    if needed > free:
-        raise CohortError(
-            f"{path} unpacks to {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; is it the right file? "
-            "Save fewer samples, or use a machine with more memory."
-        )
+    needed = max(unpacked, sum(_importing_bytes(values) for _, values in named))
+    _require_memory(path, "takes, until it is written,", needed, free)
     for name, values in named:
         where = path.name + (f"[{name}]" if name != path.stem else "")
         try:
@@ -135,6 +126,23 @@ def _read(path: Path, found: Found) -> None:
             found.names.append(tuple(flat.tolist()))
         else:
             found.arrays.append(entry)
+    return needed
+
+
+def _require_memory(path: Path, what: str, needed: int, free: int) -> None:
+    if needed > free:
+        raise CohortError(
+            f"{path} {what} {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; is it the right file? "
+            "Save fewer samples, or use a machine with more memory."
+        )
+
+
+def _importing_bytes(values: object) -> int:
+    """What importing may take for an array that could be x, or for a tensor: a view of one number may have any size."""
+    if isinstance(values, Tensor) or (isinstance(values, np.ndarray) and values.ndim == 3):
+        rows = math.prod(values.shape[:2]) if values.ndim == 3 else 0
+        return _CELL_BYTES * math.prod(values.shape) + _ROW_BYTES * rows
+    return 0
 
 
 def _unpacked_bytes(path: Path) -> int:
@@ -200,4 +208,4 @@ def _as_numpy(values: Tensor) -> NDArray[np.generic]:
 
 def _split_of(name: str) -> str | None:
     match = _SPLIT_WORD.search(name.lower())
-    return SPLITS[match[1]] if match else None
+    return SPLIT_NAMES[match[1]] if match else None

@@ -7,21 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from vmapens.cohort.importers.tensor_files import SPLITS, NamedArray, read_arrays
+from vmapens.cohort.classes import label_task, problem_of_labels
+from vmapens.cohort.importers.tensor_files import NamedArray, read_arrays
 from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
+from vmapens.cohort.tables import SPLIT_NAMES
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
-
-MAX_CLASSES = 1000
-"""More are taken for something that is no label."""
 
 _ROLE_WORD = re.compile(r"(?<![a-z])(x|data|inputs?|features|y|labels?|targets?|outcomes?|ids?|samples?)(?![a-z])")
 _ROLES = {"x": "x", "data": "x", "input": "x", "inputs": "x", "y": "y"}
 _ROLES |= dict.fromkeys(("label", "labels", "target", "targets", "outcome", "outcomes"), "y")
 _ROLES |= dict.fromkeys(("id", "ids", "sample", "samples"), "ids")
+_WHOLE_NAMES = dict.fromkeys(("split", "splits"), "split")
+_WHOLE_NAMES |= dict.fromkeys(("group", "groups", "patient", "patients", "subject", "subjects"), "group")
+_NO_LABEL = ("", "nan")  # what NumPy makes of a missing label among texts
 _RESERVED = ("sample", "step", "group", "split")
 _MOST_NAMED = 20
 
@@ -32,10 +34,12 @@ class _Part:
 
     split: str | None
     x: Float32[np.ndarray, "N T F"]
-    y: Int64[np.ndarray, "N"]
+    y: NDArray[np.generic]
     ids: NDArray[np.generic] | None
-    splits: tuple[str, ...] | None
+    group: NDArray[np.generic] | None
+    splits: tuple[str, ...]
     where: str
+    where_y: str
     left_out: tuple[str, ...]
 
 
@@ -46,20 +50,27 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
     a folder stands for such files in it. The array with three axes is x, the one with one axis (or [N, 1]) is y; where
     several could be meant, names decide (`x`, `y`, `labels`, `ids`, `split`, `feature_names`, ...), and what is called
     just `X` is x, whatever is beside it (`X_ori`, `missing_mask`). Names of files, groups or arrays with a word
-    `train`, `val` (`valid`) or `test` make several pairs, and their split becomes the column `split`.
+    `train`, `val` or `test`, or another of `SPLIT_NAMES`, make several pairs, and their split becomes the column
+    `split`; a single split found for all samples is no split, and is ignored.
+
+    An array [N] called `group`, `patient` or `subject` (or `groups`, ...) says whose each sample is, by whole numbers or
+    text, and becomes the column `group`: samples of one group are never in two splits.
 
     Args:
         paths: `.pt`, `.pth`, `.npz`, `.h5` or `.hdf5` files, or folders of them.
-        task: Name of the task. Two classes make it binary, more multiclass; C is the largest label + 1.
+        task: Name of the task. y has whole numbers from 0, and C is the largest + 1, or text, whose sorted values are
+            the classes; at most 100 classes. Two make it binary, more multiclass. NaN, or text that is empty or `nan`,
+            is no label: the sample is kept, and not in the task.
         minutes_per_step: Minutes between two steps, > 0.
 
     Returns:
         The cohort, not written yet. NaN in x is "not measured". Features without names are `feature_000`, ...;
-        samples without ids are 0, 1, ... in the order train, valid, test. What was left out is named in `info.notes`.
+        samples without ids are 0, 1, ... in the order train, valid, test. What was left out or ignored is named in
+        `info.notes`.
 
     Raises:
         CohortError: If a file cannot be read without running code from it; x or y is not found or of another shape or
-            type; x holds infinities (as float32); a label is no integer in 0..C-1; ids are not unique.
+            type; x holds infinities (as float32); labels are no classes, or all the same; ids are not unique.
     """
     if task in _RESERVED or not task:
         raise CohortError(f"the task cannot be called `{task}`: the cohort has a column of that name; choose another.")
@@ -71,20 +82,24 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
     names = _feature_names(found.names, width, parts)
     for part in parts:
         _refuse_infinities(part, names)
-    y = np.concatenate([part.y for part in parts])
     ids = _ids(parts)
+    codes, made = _labels(parts, task)
+    splits, note = _splits(parts)
     info = CohortInfo(
         steps=steps,
         minutes_per_step=float(minutes_per_step),
         features=tuple(Feature(name) for name in names),
-        tasks=(_task(task, y),),
+        tasks=(made,),
         source=f"tensors of {', '.join(sorted({part.where for part in parts}))}",
-        read={"samples": len(y), "values": sum(part.x.size for part in parts)},
+        read={"samples": len(codes), "values": sum(part.x.size for part in parts)},
+        dropped={"samples without a label: kept, not in the task": codes.null_count()},
         licence="unknown to vmapens: that of the data the tensors were made from",
-        notes=_notes([*found.left_out, *(where for part in parts for where in part.left_out)]),
+        notes=(*_notes([*found.left_out, *(where for part in parts for where in part.left_out)]), *note),
     )
-    labels = pl.DataFrame({"sample": ids, task: pl.Series(y, dtype=pl.Int32)})
-    if (splits := _splits(parts)) is not None:
+    labels = pl.DataFrame({"sample": ids, task: codes})
+    if (group := _joined("groups", [part.group for part in parts])) is not None:
+        labels = labels.with_columns(group=group)
+    if splits:
         labels = labels.with_columns(split=pl.Series(splits, dtype=pl.String))
     return Imported(info, _series(parts, ids, names), labels)
 
@@ -100,8 +115,8 @@ def _notes(left_out: Sequence[str]) -> tuple[str, ...]:
 
 
 def _role_of(array: NamedArray) -> str | None:
-    if array.plain_name in ("split", "splits"):
-        return "split"
+    if array.plain_name in _WHOLE_NAMES:
+        return _WHOLE_NAMES[array.plain_name]
     match = _ROLE_WORD.search(array.plain_name)
     return _ROLES.get(match[1]) if match else None
 
@@ -120,18 +135,18 @@ def _by_split(arrays: Sequence[NamedArray]) -> Iterator[tuple[str | None, list[N
 
 
 def _part(split: str | None, arrays: Sequence[NamedArray]) -> _Part:
-    """Find x, y, ids and split among the arrays of one pair, and check them against each other."""
+    """Find x, y, ids, group and split among the arrays of one pair, and check them against each other."""
     x = _choose("x", arrays, [array for array in arrays if array.values.ndim == 3])
     flat = [array for array in arrays if array.values.ndim == 1]
-    special = {role: [array for array in flat if _role_of(array) == role] for role in ("ids", "split")}
+    special = {role: [array for array in flat if _role_of(array) == role] for role in ("ids", "group", "split")}
     taken = [array for chosen in special.values() for array in chosen]
     y = _choose("y", arrays, [array for array in flat if not any(array is other for other in taken)])
     if x.values.dtype.kind != "f":
         raise CohortError(f"{x.where}: x is of type {x.values.dtype}, wanted float; save x.float().")
     if len(x.values) == 0 or 0 in x.values.shape:
         raise CohortError(f"{x.where}: x has shape {x.values.shape}, wanted at least one sample, step and feature.")
-    ids, splits = (_choose(role, arrays, chosen) if chosen else None for role, chosen in special.items())
-    for other in (y, ids, splits):
+    ids, group, splits = (_choose(role, arrays, chosen) if chosen else None for role, chosen in special.items())
+    for other in (y, ids, group, splits):
         if other is not None and len(other.values) != len(x.values):
             raise CohortError(
                 f"{other.where}: shape {other.values.shape}, but x in {x.where} is {x.values.shape}: "
@@ -143,11 +158,13 @@ def _part(split: str | None, arrays: Sequence[NamedArray]) -> _Part:
     return _Part(
         split=split,
         x=dense,
-        y=_labels(y),
-        ids=None if ids is None else _checked_ids(ids),
-        splits=None if splits is None else _checked_splits(splits),
+        y=_checked_labels(y),
+        ids=None if ids is None else _checked_keys("ids", ids),
+        group=None if group is None else _checked_keys("groups", group),
+        splits=() if splits is None else _checked_splits(splits),
         where=x.where,
-        left_out=tuple(array.where for array in arrays if not any(array is taken for taken in (x, y, ids, splits))),
+        where_y=y.where,
+        left_out=tuple(a.where for a in arrays if not any(a is taken for taken in (x, y, ids, group, splits))),
     )
 
 
@@ -166,34 +183,29 @@ def _choose(role: str, arrays: Sequence[NamedArray], candidates: Sequence[NamedA
     )
 
 
-def _labels(y: NamedArray) -> Int64[np.ndarray, "N"]:
-    values = y.values
-    if values.dtype.kind not in "iubf":
-        raise CohortError(f"{y.where}: labels are of type {values.dtype}, wanted integers 0..C-1.")
-    numbers = values.astype(np.float64)
-    wrong = ~((numbers >= 0) & (numbers < MAX_CLASSES) & (numbers == np.floor(numbers)))
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise CohortError(
-            f"{y.where}: {int(wrong.sum())} labels are no class, the first {values[first]} at sample {first}; "
-            f"wanted integers 0..C-1, C at most {MAX_CLASSES}; leave out samples without a label."
-        )
-    return numbers.astype(np.int64)
+def _checked_labels(y: NamedArray) -> NDArray[np.generic]:
+    """Labels as float64 or text, whatever they are."""
+    if y.values.dtype.kind not in "iubfU":
+        raise CohortError(f"{y.where}: labels are of type {y.values.dtype}, wanted whole numbers from 0, or text.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return y.values if y.values.dtype.kind == "U" else y.values.astype(np.float64)
 
 
-def _checked_ids(ids: NamedArray) -> NDArray[np.generic]:
-    if ids.values.dtype.kind not in "iuU":
-        raise CohortError(f"{ids.where}: ids are of type {ids.values.dtype}, wanted integers or text.")
-    if ids.values.dtype.kind == "u" and ids.values.astype(np.uint64).max(initial=0) >= 2**63:
-        raise CohortError(f"{ids.where}: an id is 2^63 or more; wanted smaller integers, or text.")
-    return ids.values.astype(np.int64) if ids.values.dtype.kind in "iu" else ids.values
+def _checked_keys(role: str, keys: NamedArray) -> NDArray[np.generic]:
+    """Ids or groups as int64 or text."""
+    kind = keys.values.dtype.kind
+    if kind not in "iuU":
+        raise CohortError(f"{keys.where}: {role} are of type {keys.values.dtype}, wanted integers or text.")
+    if kind == "u" and keys.values.astype(np.uint64).max(initial=0) >= 2**63:
+        raise CohortError(f"{keys.where}: one of the {role} is 2^63 or more; wanted smaller integers, or text.")
+    return keys.values if kind == "U" else keys.values.astype(np.int64)
 
 
 def _checked_splits(splits: NamedArray) -> tuple[str, ...]:
     names = [str(name).lower() for name in splits.values.tolist()]
-    if unknown := sorted(set(names) - set(SPLITS)):
+    if unknown := sorted(set(names) - set(SPLIT_NAMES)):
         raise CohortError(f"{splits.where}: unknown split {', '.join(unknown[:5])}; wanted train, valid or test.")
-    return tuple(SPLITS[name] for name in names)
+    return tuple(SPLIT_NAMES[name] for name in names)
 
 
 def _same_shape(parts: Sequence[_Part]) -> tuple[int, int]:
@@ -230,35 +242,44 @@ def _refuse_infinities(part: _Part, names: Sequence[str]) -> None:
 
 
 def _ids(parts: Sequence[_Part]) -> pl.Series:
-    given = [part.ids for part in parts if part.ids is not None]
-    if not given:
+    ids = _joined("ids", [part.ids for part in parts])
+    if ids is None:
         return pl.Series(np.arange(sum(len(part.y) for part in parts), dtype=np.int64))
-    if len(given) < len(parts) or len({ids.dtype.kind for ids in given}) > 1:
-        raise CohortError("some splits have ids of one type and others none or another; wanted the same in all.")
-    ids = pl.Series(np.concatenate(given))
     if twice := ids.filter(ids.is_duplicated()).unique().sort().to_list():
         raise CohortError(
-            f"{len(twice)} ids occur more than once: {', '.join(map(str, twice[:5]))}; wanted unique ids."
+            f"{len(twice)} ids occur more than once: {', '.join(map(str, twice[:5]))}; wanted unique ids "
+            "of samples, and those of patients in an array `group`."
         )
     return ids
 
 
-def _splits(parts: Sequence[_Part]) -> list[str] | None:
-    if any(part.split is not None for part in parts):
-        return [part.split for part in parts if part.split is not None for _ in part.y]
-    named = parts[0].splits
-    return None if named is None else list(named)
+def _joined(role: str, arrays: Sequence[NDArray[np.generic] | None]) -> pl.Series | None:
+    """One array of each split, below one another; None if no split has one."""
+    given = [array for array in arrays if array is not None]
+    if not given:
+        return None
+    if len(given) < len(arrays) or len({array.dtype.kind for array in given}) > 1:
+        raise CohortError(f"some splits have {role} of one type and others none or another; wanted the same in all.")
+    return pl.Series(np.concatenate(given))
 
 
-def _task(name: str, y: Int64[np.ndarray, "N"]) -> Task:
-    counts = np.bincount(y, minlength=2)
-    absent = ", ".join(map(str, np.flatnonzero(counts == 0)))
-    return Task(
-        name=name,
-        kind="binary" if len(counts) == 2 else "multiclass",
-        classes=tuple(map(str, range(len(counts)))),
-        note=f"No sample has class {absent}." if absent else "",
-    )
+def _splits(parts: Sequence[_Part]) -> tuple[list[str], tuple[str, ...]]:
+    """The split of each sample, if there are several; a note if there is but one."""
+    named = [part.split for part in parts if part.split is not None for _ in part.y]
+    found = named if len(parts) > 1 else list(parts[0].splits) or named
+    if len(set(found)) == 1:
+        return [], (f"All samples are said to be of one split, `{found[0]}`: ignored, as that is no split.",)
+    return found, ()
+
+
+def _labels(parts: Sequence[_Part], name: str) -> tuple[pl.Series, Task]:
+    where = ", ".join(part.where_y for part in parts)
+    y = _joined("labels", [part.y for part in parts])
+    if y.dtype == pl.String:
+        y = y.set(y.is_in(_NO_LABEL), None)
+    if problem := problem_of_labels(y):
+        raise CohortError(f"{where}: y {problem}.")
+    return label_task(y, name, where, f"Labels of {where}.")
 
 
 def _series(parts: Sequence[_Part], ids: pl.Series, names: Sequence[str]) -> pl.LazyFrame:

@@ -20,10 +20,9 @@ from vmapens.cohort.classes import label_task, problem_of_labels
 from vmapens.cohort.hours import hours_of, refuse_seconds
 from vmapens.cohort.identity import first_five, one_row_each
 from vmapens.cohort.importers.yaib_features import FEATURES
-from vmapens.cohort.label_table import NO_PATIENTS
 from vmapens.cohort.mapping import last_of_each_step
 from vmapens.cohort.parquet import collect, number_columns, scan
-from vmapens.cohort.schema import CohortInfo, Feature, Task
+from vmapens.cohort.schema import NO_PATIENTS, RESERVED, CohortInfo, Feature, Task, require_task_name
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
 
@@ -36,7 +35,6 @@ SOURCE = (
 )
 LICENCE = "that of the data that the YAIB cohort was made from (of the eICU and MIMIC-III demos: ODbL 1.0)"
 
-_RESERVED = {"sample", "step", "time", "group", "split"}
 _KEYS = {"stay_id", "time"}
 _EARLY = 1e-9
 """An hour less that much still begins, so that 7 of a computed time does not fall just short of itself."""
@@ -53,8 +51,8 @@ def read_yaib(
     """Read the folder of one task and one source.
 
     The grid has T hourly steps, step = floor(hour); rows outside are left out. Of several rows in one hour the last
-    measured value of each feature stays, of two at the same time the larger one. Static columns of numbers are features
-    with one value a stay, and so is text of two values: 0 and 1, in sorted order (sex: female 0, male 1).
+    measured value of each feature stays, of several at the same time the largest. Static columns of numbers are
+    features with one value a stay, and so is text of two values: 0 and 1, in sorted order (sex: female 0, male 1).
 
     Args:
         folder: Holds `dyn.parquet`, `sta.parquet`, `outc.parquet`.
@@ -79,16 +77,16 @@ def read_yaib(
     """
     if not 1 <= steps < 2**31:
         raise CohortError(f"steps is {steps}, wanted a whole number of hours above 0 and below 2^31.")
-    if task in _RESERVED or not task:
-        raise CohortError(f"the task cannot be called `{task}`: the cohort has a column of that name; choose another.")
+    require_task_name(task, _KEYS)
+    taken = {*RESERVED, *_KEYS, task}
     _require_files(folder, {DYN, STA, OUTC} if outcomes == "require" else {DYN, STA})
     account = _Account(notes=["One hour a step: floor of the hour.", NO_PATIENTS])
     if short == "fill":
         account.notes.append("Stays that end within the window are not measured after their end: their length shows.")
-    rows, timed = _rows(folder / DYN, {*_RESERVED, task}, account)
+    rows, timed = _rows(folder / DYN, taken, account)
     stays, kept = _stays(rows, folder / DYN, steps, short, account)
     series = _series(rows, timed, kept, steps, folder / DYN, account)
-    labels, static = _with_static(folder / STA, stays, kept, {*_RESERVED, task, *timed}, account)
+    labels, static = _with_static(folder / STA, stays, kept, {*taken, *timed}, account)
     labels, tasks = _with_outcomes(folder / OUTC, stays, labels, task, outcomes == "require", account)
     info = CohortInfo(
         steps=steps,
@@ -219,7 +217,7 @@ def _series(
     different = same_time.unique()
     times = keys.n_unique(key)
     dropped[f"rows of {DYN} that repeat another one: left out"] = same_time.height - different.height
-    dropped[f"rows of {DYN} that differ from another one of the same stay and time: the larger values are kept"] = (
+    dropped[f"rows of {DYN} that differ from another one of the same stay and time: the largest values are kept"] = (
         different.height - different.n_unique(key)
     )
     dropped[f"rows of {DYN} followed by a later one in the same hour: the last measured values are kept"] = (
