@@ -14,7 +14,7 @@ from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
 from vmapens.listener import Listener, Silence
 
-_CELLS_AT_ONCE = 1 << 26
+_CELLS_AT_ONCE = 1 << 25
 
 
 def read_cohort(source: Path, *, drop_split: bool = False, listener: Listener | None = None) -> Imported:
@@ -69,7 +69,7 @@ def _series(tables: Tables, dropped: dict[str, int], listener: Listener) -> Iter
     at_once = max(1, _CELLS_AT_ONCE // (tables.info.steps * max(1, len(features))))
     listener.start(labelled.height)
     for some in labelled.iter_slices(at_once):
-        between = pl.col("sample").is_between(some["sample"][0], some["sample"][-1])
+        between = pl.col("sample").is_between(pl.lit(some["sample"][0]), pl.lit(some["sample"][-1]))
         frame = collect(tables.pick(features).filter(between), tables.source).join(some, "sample", "semi")
         missing = some.join(frame, "sample", "anti").with_columns(step=pl.lit(0, pl.Int32))
         yield pl.concat([frame, missing], how="diagonal")
