@@ -263,7 +263,8 @@ values = st.sampled_from(
         "text",
     ]
 )
-keys = st.sampled_from(["x", "y", "ids", "split", "feature_names", "x_train", "y_train", "\n", "", "samples", "a b"])
+keys = st.sampled_from(["x", "y", "ids", "group", "split", "feature_names", "x_train", "y_train"])
+keys |= st.sampled_from(["\n", "", "samples", "a b", "patients", "y_held_out"])
 
 
 @examples(200)
@@ -298,7 +299,7 @@ def test_tensors_of_any_type_are_one_line_or_a_cohort(place, more, task, minutes
     ],
     ids=lambda array: str(array.dtype),
 )
-@pytest.mark.parametrize("name", ["y", "ids", "feature_names", "split"])
+@pytest.mark.parametrize("name", ["y", "ids", "group", "feature_names", "split"])
 def test_arrays_of_any_type_are_one_line_or_a_cohort(place, monkeypatch, array, name):
     folder = place()
     monkeypatch.chdir(folder)

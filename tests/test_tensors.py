@@ -193,7 +193,7 @@ def test_hdf5_that_cannot_be_used_is_one_clear_line(tmp_path, pair):
         "0 arrays could be y": {"X": x, "y": ""},
         r"2 arrays could be x: got a\.h5\[X_intact\]": {"X_intact": x, "X_ori": x, "y": y},
         "`outer` is a link to elsewhere": {"X": x, "y": y, "outer": h5py.ExternalLink("b.h5", "/x")},
-        "labels are of type <U1, wanted integers": {"X": x, "y": list("ababab")},
+        r"a\.h5\[y\]: y has 1 different values in these stays, wanted two": {"X": x, "y": list("aaaaaa")},
         r"shape \(2,\), but x in": {"train/X": x, "train/y": y[:2]},
         "x is of type int64": {"X": x.long(), "y": y},
         r"n: no word train, valid or test|\[n\]: no word": {"train/X": x, "train/y": y, "n": y},
@@ -212,13 +212,74 @@ def test_hdf5_that_cannot_be_used_is_one_clear_line(tmp_path, pair):
             read_tensors([tmp_path / "a.h5"])
 
 
-def test_hdf5_that_unpacks_to_more_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("X", (2**20, 2**10, 2**10), "f4", chunks=(1, 64, 64))
-        file["y"] = np.zeros(4)
-    monkeypatch.setattr("vmapens.cohort.importers.tensor_files.free_memory", lambda: 2**30)
-    with pytest.raises(CohortError, match=r"a\.h5 unpacks to 4096\.0 GiB, of which 1\.0 are free"):
-        read_tensors([tmp_path / "a.h5"])
+def save_plain_npz(folder, **arrays):
+    np.savez(folder / "all.npz", **arrays)
+
+
+def save_plain_hdf5(folder, **arrays):
+    with h5py.File(folder / "all.h5", "w") as file:
+        file.update(arrays)
+
+
+@pytest.mark.parametrize("name", ["group", "groups", "patient", "patients", "subject", "Subjects"])
+@pytest.mark.parametrize("groups", [[7, 7, 3, 3, 1, 1], list("ggccaa")])
+def test_patients_become_groups(tmp_path, pair, name, groups):
+    x, y = (tensor.numpy() for tensor in pair)
+    arrays = {"x": x, "y": y, "ids": np.arange(6)[::-1], name: np.array(groups)}
+    save_plain_npz(tmp_path, **arrays)
+    save_plain_hdf5(tmp_path, **arrays | {name: groups})
+    for file in ("all.npz", "all.h5"):
+        info = write_cohort(tmp_path / file[4:], *read_tensors([tmp_path / file]))
+        labels = written(tmp_path / file[4:])[2]
+        assert labels["group"].to_list() == groups[::-1]
+        assert labels["outcome"].to_list() == y[::-1].tolist()
+        assert len(info.notes) == 1
+
+
+def test_a_patient_in_two_splits_is_refused_whatever_says_the_split(tmp_path, pair):
+    x, y = (tensor.numpy() for tensor in pair)
+    np.savez(tmp_path / "array.npz", x=x, y=y, group=[1, 1, 2, 2, 3, 3], split=["train"] * 3 + ["test"] * 3)
+    tables = {
+        f"{split}/{name}": array for split, rows in SPLITS.items() for name, array in (("x", x[rows]), ("y", y[rows]))
+    }
+    np.savez(tmp_path / "names.npz", **tables, **{f"{s}/patient": np.arange(6)[rows] % 4 for s, rows in SPLITS.items()})
+    for source, message in (("array", r"1 patients .*\(2\)"), ("names", r"2 patients .*\(0, 1\)")):
+        with pytest.raises(CohortError, match=message) as caught:
+            write_cohort(tmp_path / "out", *read_tensors([tmp_path / f"{source}.npz"]))
+        assert "\n" not in str(caught.value)
+    np.savez(tmp_path / "names.npz", **tables, **{"train/patient": [1, 2, 3]})
+    with pytest.raises(CohortError, match="some splits have groups of one type and others none"):
+        read_tensors([tmp_path / "names.npz"])
+
+
+def test_labels_that_are_text_become_classes_and_missing_ones_are_not_in_the_task(tmp_path, pair):
+    x = pair[0].numpy()
+    cases = {
+        ("died", "discharged", "", "transferred", "nan", "died"): [0, 1, None, 2, None, 0],
+        (2.0, 0.0, np.nan, 0.0, np.nan, 2.0): [2, 0, None, 0, None, 2],
+        (False, True, True, False, False, True): [0, 1, 1, 0, 0, 1],
+    }
+    classes = [("died", "discharged", "transferred"), ("0", "1", "2"), ("0", "1")]
+    for place, (y, codes) in enumerate(cases.items()):
+        save_plain_hdf5(tmp_path, x=x, y=list(y))
+        save_plain_npz(tmp_path, x=x, y=np.array(y))
+        for file in ("all.h5", "all.npz"):
+            out = tmp_path / f"{place}-{file}"
+            info = write_cohort(out, *read_tensors([tmp_path / file]))
+            assert written(out)[2]["outcome"].to_list() == codes
+            assert info.tasks[0].classes == classes[place]
+            assert info.tasks[0].kind == ("binary" if place == 2 else "multiclass")
+            assert sum(info.dropped.values()) == codes.count(None)
+            assert f"Labels of {file}[y]." in info.tasks[0].note
+            assert ("No stay is of 1 of 3 classes (1)" in info.tasks[0].note) == (place == 1)
+
+
+def test_splits_that_label_by_text_and_by_number_are_refused(tmp_path, pair):
+    x = pair[0].numpy()
+    np.savez(tmp_path / "train.npz", x=x, y=np.array(list("ababab")))
+    np.savez(tmp_path / "test.npz", x=x, y=np.arange(6) % 2)
+    with pytest.raises(CohortError, match="some splits have labels of one type and others none or another"):
+        read_tensors([tmp_path])
 
 
 def test_npz_names_of_features_ids_and_split_are_kept(tmp_path, pair):
@@ -274,10 +335,24 @@ def test_wrong_tensors_are_one_clear_line(tmp_path, pair):
         r"0 arrays could be y: got .*\[y\] \(6, 2\)": {"x": x, "y": torch.stack([y, y], dim=1)},
         r"0 arrays could be x": {"x": x[0], "y": y},
         r"2 arrays could be x": {"a": x, "b": x, "y": y},
-        r"1 labels are no class, the first -1 at sample 3": {"x": x, "y": torch.tensor([0, 1, 2, -1, 1, 0])},
-        r"1 labels are no class, the first 0\.5": {"x": x, "y": torch.tensor([0, 1, 0.5, 1, 1, 0])},
-        r"1 labels are no class, the first nan": {"x": x, "y": torch.tensor([0, 1, float("nan"), 1, 1, 0])},
-        r"1 ids occur more than once: 7": {"x": x, "y": y, "ids": torch.tensor([7, 7, 1, 2, 3, 4])},
+        r"\[y\]: y holds 1 numbers that are no class \(-1\)": {"x": x, "y": torch.tensor([0, 1, 2, -1, 1, 0])},
+        r"\[y\]: y holds 1 numbers that are no class \(0\.5\)": {"x": x, "y": torch.tensor([0, 1, 0.5, 1, 1, 0])},
+        r"\[y\]: y goes up to 900, wanted classes from 0 to 99": {"x": x, "y": torch.tensor([0, 900, 0, 900, 0, 0])},
+        r"\[y\]: y goes up to inf, wanted classes": {"x": x, "y": torch.tensor([0, 1, float("inf"), 1, 1, 0])},
+        r"\[y\]: y has 0 different values": {"x": x, "y": torch.full((6,), torch.nan)},
+        r"\[y\]: y has 1 different values": {"x": x, "y": torch.ones(6)},
+        r"\[y\]: y has 101 different values, wanted 100 classes": {
+            "x": torch.zeros(101, 1, 1),
+            "y": [f"class {place}" for place in range(101)],
+        },
+        r"\[y\]: labels are of type complex64, wanted whole numbers": {"x": x, "y": y.to(torch.complex64)},
+        r"groups are of type float32, wanted integers or text": {"x": x, "y": y, "group": torch.zeros(6)},
+        r"group\]: shape \(5,\), but x in": {"x": x, "y": y, "group": torch.arange(5)},
+        r"1 ids occur more than once: 7; .* of patients in an array `group`": {
+            "x": x,
+            "y": y,
+            "patient_ids": torch.tensor([7, 7, 1, 2, 3, 4]),
+        },
         r"2 feature names, 2 different, for F = 3": {"x": x, "y": y, "feature_names": ["a", "b"]},
         r"named so if there are more": {"x": x},
         r"hold no arrays": {"note": "nothing here"},

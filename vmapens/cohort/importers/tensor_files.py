@@ -27,9 +27,9 @@ _SUFFIXES = {".pt", ".pth", ".npz"} | _HDF5
 _WANTED = "wanted .pt, .npz or .h5 files"
 _SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?![a-z])")
 _NAMES_OF_FEATURES = ("feature_names", "features", "columns")
-# Of x until it is written, rounded up from imports of 300 MiB with 1 to 231 features: a cell of float64 is held as it is,
-# as float32 and by feature (16.5), one of float32 as it is, by feature and sorted (13); each row (sample, step) takes 33
-# more for ids that are numbers, and 86 for text.
+# Of x until it is written, rounded up from imports of 300 MiB with 1 to 231 features. A cell of float64 is held as it
+# is, as float32 and by feature (16.5), one of float32 by feature, as read or without NaN, and sorted (13); each row, a
+# step of a sample, takes 33 more where ids are numbers, and 86 where they are text.
 _CELL_BYTES = 17
 _ROW_BYTES = 90
 

@@ -53,8 +53,8 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
     `train`, `val` or `test`, or another of `SPLIT_NAMES`, make several pairs, and their split becomes the column
     `split`; a single split found for all samples is no split, and is ignored.
 
-    An array [N] called `group`, `patient` or `subject` (or `groups`, ...) says whose each sample is, by whole numbers or
-    text, and becomes the column `group`: samples of one group are never in two splits.
+    An array [N] called `group`, `patient` or `subject` (or `groups`, ...) says by whole numbers or text whose each
+    sample is, and becomes the column `group`: no group may be in two splits, and loading draws none that is.
 
     Args:
         paths: `.pt`, `.pth`, `.npz`, `.h5` or `.hdf5` files, or folders of them.
@@ -97,8 +97,8 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
         notes=(*_notes([*found.left_out, *(where for part in parts for where in part.left_out)]), *note),
     )
     labels = pl.DataFrame({"sample": ids, task: codes})
-    if (group := _joined("groups", [part.group for part in parts])) is not None:
-        labels = labels.with_columns(group=group)
+    if any(part.group is not None for part in parts):
+        labels = labels.with_columns(group=_joined("groups", [part.group for part in parts]))
     if splits:
         labels = labels.with_columns(split=pl.Series(splits, dtype=pl.String))
     return Imported(info, _series(parts, ids, names), labels)
@@ -109,7 +109,7 @@ def _notes(left_out: Sequence[str]) -> tuple[str, ...]:
     if left_out:
         some = ", ".join(sorted(left_out)[:_MOST_NAMED]) + (", ..." if len(left_out) > _MOST_NAMED else "")
         notes.append(
-            f"{len(left_out)} entries of the files are neither x nor y, ids, names or splits: left out ({some})."
+            f"{len(left_out)} entries of the files are none of x, y, ids, groups, names and splits: left out ({some})."
         )
     return tuple(notes)
 
@@ -242,9 +242,9 @@ def _refuse_infinities(part: _Part, names: Sequence[str]) -> None:
 
 
 def _ids(parts: Sequence[_Part]) -> pl.Series:
-    ids = _joined("ids", [part.ids for part in parts])
-    if ids is None:
+    if all(part.ids is None for part in parts):
         return pl.Series(np.arange(sum(len(part.y) for part in parts), dtype=np.int64))
+    ids = _joined("ids", [part.ids for part in parts])
     if twice := ids.filter(ids.is_duplicated()).unique().sort().to_list():
         raise CohortError(
             f"{len(twice)} ids occur more than once: {', '.join(map(str, twice[:5]))}; wanted unique ids "
@@ -253,11 +253,9 @@ def _ids(parts: Sequence[_Part]) -> pl.Series:
     return ids
 
 
-def _joined(role: str, arrays: Sequence[NDArray[np.generic] | None]) -> pl.Series | None:
-    """One array of each split, below one another; None if no split has one."""
+def _joined(role: str, arrays: Sequence[NDArray[np.generic] | None]) -> pl.Series:
+    """The arrays of all splits, one below another."""
     given = [array for array in arrays if array is not None]
-    if not given:
-        return None
     if len(given) < len(arrays) or len({array.dtype.kind for array in given}) > 1:
         raise CohortError(f"some splits have {role} of one type and others none or another; wanted the same in all.")
     return pl.Series(np.concatenate(given))
