@@ -2,31 +2,12 @@
 
 import tarfile
 
+import polars as pl
 import pytest
 
 from vmapens.analysis.study import read_analysis
 from vmapens.analysis.tables import TABLES
 from vmapens.cli import _main
-
-YAIB = """
-steps = {steps}
-minutes_per_step = 60
-source = "YAIB demo"
-outside = "drop"
-[series]
-files = ["dyn.parquet"]
-sample = "stay_id"
-time = "time"
-time_unit = "duration"
-[labels]
-file = "outc.parquet"
-sample = "stay_id"
-tasks = ["label"]
-[static]
-file = "sta.parquet"
-sample = "stay_id"
-"""
-_STEPS = {"mortality24": 25}
 
 
 def physionet(shared_data, folder):
@@ -42,18 +23,35 @@ def yaib(shared_data, folder, task, source):
     with tarfile.open(shared_data / "yaib-demo-hourly.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     own = next(folder.rglob(f"{task}/{source}"))
-    (own / "cohort.toml").write_text(YAIB.format(steps=_STEPS[task]))
-    return own / "cohort.toml"
+    assert _main(["import", "yaib", str(own), "--out", str(folder / "cohort")]) == 0
+    return folder / "cohort"
+
+
+def mimic_iv(shared_data, folder):
+    """Death in hospital after 48 hours of each admission that lasts longer."""
+    with tarfile.open(shared_data / "mimic-iv-demo-2.2-meds.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    events = next(folder.rglob("*meds_events.parquet"))
+    stays = pl.read_csv(next(folder.rglob("admissions.csv")), try_parse_dates=True)
+    seen = pl.col("admittime").cast(pl.Datetime("us")) + pl.duration(hours=48)
+    longer = stays.filter(pl.col("dischtime").cast(pl.Datetime("us")) > seen)
+    labels = longer.select("subject_id", prediction_time=seen, boolean_value=pl.col("hospital_expire_flag") == 1)
+    labels.write_parquet(folder / "labels.parquet")
+    line = ["import", "meds", str(events), "--labels", str(folder / "labels.parquet"), "--codes", "70%"]
+    assert _main([*line, "--out", str(folder / "cohort")]) == 0
+    return folder / "cohort"
 
 
 @pytest.mark.parametrize(
     "name",
-    ["physionet2012-b", "mortality24/eicu_demo", "mortality24/mimic_demo"],
+    ["physionet2012-b", "mortality24/eicu_demo", "mortality24/mimic_demo", "mimic-iv-meds"],
     ids=lambda name: name.replace("/", "-"),
 )
 def test_defaults_work(name, shared_data, tmp_path, capsys):
     if name == "physionet2012-b":
         cohort, task = physionet(shared_data, tmp_path), "mortality"
+    elif name == "mimic-iv-meds":
+        cohort, task = mimic_iv(shared_data, tmp_path), "label"
     else:
         cohort, task = yaib(shared_data, tmp_path, *name.split("/")), "label"
     run = tmp_path / "run"
