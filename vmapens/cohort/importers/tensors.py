@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vmapens.cohort.classes import label_task, problem_of_labels
 from vmapens.cohort.importers.tensor_files import NamedArray, read_arrays
-from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
+from vmapens.cohort.schema import MINUTES, RESERVED, CohortInfo, Feature, Task, require_task_name
 from vmapens.cohort.tables import SPLIT_NAMES
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
@@ -24,7 +24,6 @@ _ROLES |= dict.fromkeys(("id", "ids", "sample", "samples"), "ids")
 _WHOLE_NAMES = dict.fromkeys(("split", "splits"), "split")
 _WHOLE_NAMES |= dict.fromkeys(("group", "groups", "patient", "patients", "subject", "subjects"), "group")
 _NO_LABEL = ("", "nan")  # what NumPy makes of a missing label among texts
-_RESERVED = ("sample", "step", "group", "split")
 _MOST_NAMED = 20
 
 
@@ -72,8 +71,7 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
         CohortError: If a file cannot be read without running code from it; x or y is not found or of another shape or
             type; x holds infinities (as float32); labels are no classes, or all the same; ids are not unique.
     """
-    if task in _RESERVED or not task:
-        raise CohortError(f"the task cannot be called `{task}`: the cohort has a column of that name; choose another.")
+    require_task_name(task)
     if not MINUTES[0] <= minutes_per_step <= MINUTES[1]:
         raise CohortError(f"minutes per step: got {minutes_per_step}, wanted {MINUTES[0]:g} to {MINUTES[1]:g}.")
     found = read_arrays(paths)
@@ -223,10 +221,10 @@ def _feature_names(found: Sequence[tuple[str, ...]], width: int, parts: Sequence
     names = found[0]
     if any(other != names for other in found):
         raise CohortError("the files name their features differently; wanted the same names in the same order.")
-    if len(names) != width or len(set(names)) != width or set(names) & set(_RESERVED):
+    if len(names) != width or len(set(names)) != width or set(names) & {*RESERVED}:
         raise CohortError(
             f"{len(names)} feature names, {len(set(names))} different, for F = {width} features in {parts[0].where}; "
-            f"wanted one name each, none of {', '.join(_RESERVED)}."
+            f"wanted one name each, none of {', '.join(RESERVED)}."
         )
     return names
 
