@@ -135,3 +135,22 @@ def test_a_split_is_dropped_for_folds(made, tmp_path, capsys):
     capsys.readouterr()
     assert _main(["describe", str(tmp_path / "other"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["splits"] is None
+
+
+def test_an_interrupt_behind_the_writing_says_that_the_cohort_is_whole(made, tmp_path, capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vmapens.cohort.describe.describe_cohort", interrupted)
+    assert _main(made("tensors")) == 130
+    assert f"{tmp_path / 'cohort'} is written, and whole" in capsys.readouterr().err
+    assert (tmp_path / "cohort" / "cohort.json").exists()
+
+
+def test_a_place_that_is_no_folder_is_said_before_the_work(made, tmp_path, capsys):
+    arguments = made("tensors")
+    (tmp_path / "cohort").write_text("mine")
+    refused(capsys, arguments, "is a file, and no folder to write a cohort to")
+    (tmp_path / "cohort").unlink()
+    (tmp_path / "cohort").symlink_to(tmp_path / "nowhere")
+    refused(capsys, arguments, "is a link to nothing")

@@ -161,11 +161,24 @@ def test_features_default_to_every_other_number(tmp_path):
     assert [f.name for f in open_tables(write_mapping(tmp_path, rows)).info.features] == [*NAMES, "count"]
 
 
+def test_the_row_numbers_of_pandas_are_a_feature_only_if_named(tmp_path):
+    index = "__index_level_0__"
+    text = HEAD + "[static]\nfile = 'sta.parquet'\nsample = 'id'\n" + SERIES + "time_unit = 'step'\n" + LABELS
+    path = write_mapping(tmp_path, named(small_series()).with_row_index(index), text=text)
+    ages = small_labels().select(pl.col("sample").alias("id"), age=50.0)
+    ages.with_row_index(index).write_parquet(tmp_path / "sta.parquet")
+    assert [f.name for f in open_tables(path).info.features] == [*NAMES, "age"]
+    path.write_text(text.replace(SERIES, f"{SERIES}features = ['hr', '{index}']\n"))
+    assert [f.name for f in open_tables(path).info.features] == ["hr", index, "age"]
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "classes"),
     [
         (["b", "a", "c"], "multiclass", ("a", "b", "c")),
         (["yes", "no", None], "binary", ("no", "yes")),
+        (["yes", "no", "NA"], "binary", ("no", "yes")),
+        (["yes", "None", "<NA>"], "binary", ("None", "yes")),
         ([True, False, False], "binary", ("false", "true")),
         ([0, 3, 1], "multiclass", ("0", "1", "2", "3")),
         ([0.0, 1.0, float("nan")], "binary", ("0", "1")),
@@ -175,6 +188,16 @@ def test_classes_are_inferred(tmp_path, values, kind, classes):
     labels = pl.DataFrame({"id": [1, 2, 3], "died": values}, strict=False)
     (task,) = open_tables(write_mapping(tmp_path, named(small_series()), labels)).info.tasks
     assert (task.kind, task.classes) == (kind, classes)
+
+
+def test_a_word_for_nothing_is_no_label_unless_the_classes_list_it(tmp_path):
+    labels = pl.DataFrame({"id": [1, 2, 3, 4], "died": ["yes", "NA", "no", "nan"]})
+    text = HEAD + SERIES + "time_unit = 'step'\n" + LABELS.replace("tasks = ['died']\n", "")
+    for classes, codes in ((["no", "yes"], [1, None, 0, None]), (["no", "yes", "NA"], [1, 2, 0, None])):
+        given = f"{text}[labels.tasks.died]\nclasses = {classes}\n"
+        tables = open_tables(write_mapping(tmp_path, named(small_series()), labels, given))
+        assert tables.info.tasks[0].classes == tuple(classes)
+        assert tables.labels.sort("sample")["died"].to_list() == codes
 
 
 def test_rows_outside_the_grid_are_an_error_or_dropped_and_counted(tmp_path, folder):

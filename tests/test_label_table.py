@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from vmapens.cohort.classes import MISSING
 from vmapens.cohort.importers.yaib import read_yaib
-from vmapens.cohort.label_table import MISSING, join_labels
+from vmapens.cohort.label_table import join_labels
 from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, Feature, Task
 from vmapens.cohort.write import Imported, write_cohort
 from vmapens.errors import CohortError
@@ -184,32 +185,81 @@ def test_a_column_that_is_named_as_ids_may_be_the_labels_too_and_none_is_not_gue
         joined(tmp_path, "patient,unit\n1,x\n2,y\n", group_column="patient")
 
 
-@pytest.mark.parametrize("word", MISSING)
-def test_what_r_and_pandas_write_where_there_is_nothing_is_empty_in_a_csv_and_counted(tmp_path, word):
+@pytest.mark.parametrize("parquet", [False, True])
+@pytest.mark.parametrize("word", MISSING[1:])
+def test_what_r_and_pandas_write_where_there_is_nothing_is_empty_and_counted(tmp_path, word, parquet):
     rows = f"stay,unit,number,patient,at\n1,x,0,17,30\n2,{word},{word},{word},{word}\n3,y,1,18,\n {word} ,x,0,,\n"
     options = {"id_column": "stay", "group_column": "patient", "time_column": "at"}
-    info, _, labels = joined(tmp_path, rows, **options)
+
+    def table(text):
+        return pl.read_csv(text.encode(), infer_schema=False).with_columns(pl.all().fill_null("")) if parquet else text
+
+    info, _, labels = joined(tmp_path, table(rows), **options)
     assert labels["unit"].to_list() == [0, None, 1, None]
     assert labels["group"].to_list() == ["17", None, "18", None]
     assert info.tasks[-1].classes == ("x", "y")
     what = "table.csv for task `unit`"
-    assert info.dropped[f"values of {what} that are NA, NaN, null or None: read as empty"] == 4
+    assert info.dropped[f"values of {what} that are a word for nothing (NA, NaN, null, ...): read as empty"] == 4
     assert info.dropped[f"rows of {what} without an id: left out"] == 1
     assert info.dropped[f"stays without a label in {what}: kept, not in the task"] == 1
     assert info.dropped[f"stays without a patient in {what}: each counts as its own group"] == 2
-    empty, _, same = joined(tmp_path, rows.replace(word, ""), **options)
+    empty, _, same = joined(tmp_path, table(rows.replace(word, "")), **options)
     assert same.equals(labels)
     assert {name: empty.dropped[name] for name in info.dropped if "read as empty" not in name} == {
         name: count for name, count in info.dropped.items() if "read as empty" not in name
     }
-    info, _, labels = joined(tmp_path, rows, column="number")
+    info, _, labels = joined(tmp_path, table(rows), column="number")
     assert labels["number"].to_list() == [0, None, 1, None]
     assert info.tasks[-1].classes == ("0", "1")
 
 
-def test_in_parquet_text_is_what_it_says(tmp_path):
-    info, _, labels = joined(tmp_path, pl.DataFrame({"sample": [1, 2, 3], "unit": ["None", "mild", None]}))
+@pytest.mark.parametrize(
+    "table", ["sample,unit\n1,None\n2,mild\n3,\n", {"sample": [1, 2, 3], "unit": ["None", "mild", ""]}]
+)
+def test_none_is_a_class(tmp_path, table):
+    info, _, labels = joined(tmp_path, table if isinstance(table, str) else pl.DataFrame(table))
     assert (info.tasks[-1].classes, labels["unit"].to_list()) == (("None", "mild"), [0, 1, None, None])
+
+
+@pytest.mark.parametrize("index", ["", "Unnamed: 0", "__index_level_0__"])
+@pytest.mark.parametrize("parquet", [False, True])
+def test_a_column_that_numbers_the_rows_is_the_column_of_ids_only_if_named(tmp_path, index, parquet):
+    """Row numbers are ids of other stays, so such labels would be wrong and look right."""
+    rows = f"{index},stay,unit\n1,3,x\n2,4,y\n"
+    table = pl.read_csv(rows.encode()) if parquet else rows
+    info, _, labels = joined(tmp_path, table)
+    assert labels["unit"].to_list() == [None, None, 0, 1]
+    assert "Labels of table.csv are matched by its column `stay`." in info.notes
+    assert joined(tmp_path, table, id_column=index).labels["unit"].to_list() == [0, 1, None, None]
+    with pytest.raises(CohortError, match="has no column of ids beside"):
+        joined(tmp_path, pl.DataFrame({index: [1, 2], "unit": ["x", "y"]}))
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_where_the_ids_of_the_cohort_are_text_those_of_the_table_are_as_written_without_blanks(tmp_path, parquet):
+    cohort = made(ids=("100", "100E0", "1e2", "2E0"))
+    rows = "id,unit,patient\n 100E0 ,x,1E2\n2E0,y,10E1\n"
+    table = pl.read_csv(rows.encode(), infer_schema=False) if parquet else rows
+    _, _, labels = joined(tmp_path, table, cohort=cohort, group_column="patient")
+    assert labels["unit"].to_list() == [None, 0, None, 1]
+    assert labels["group"].to_list() == [None, "1E2", None, "10E1"]
+
+
+def test_a_table_of_few_stays_of_the_cohort_is_a_warning(tmp_path):
+    ids = range(1, 6)
+    info, _, _ = made()
+    cohort = Imported(info, pl.DataFrame({"sample": ids, "step": 0, "hr": 80.0}), pl.DataFrame({"sample": ids}))
+
+    def warnings(rows):
+        notes = joined(tmp_path, "id,unit\n" + rows, cohort=cohort).info.notes
+        return [note for note in notes if note.startswith("warning: ")]
+
+    assert warnings("1,x\n3,y\n5,y\n") == []
+    assert warnings("1,x\n1,x\n3,y\n70,y\n8,y\n,x\n") == [
+        "warning: 2 of 5 stays of the cohort have a row in table.csv, matched by its column `id`: `2` has none, and "
+        "`70` of the table is none of them; see that it is the table of these stays."
+    ]
+    assert "`2` has none, and the table has no other ids; see" in warnings("1,x\n3,y\n")[0]
 
 
 @pytest.mark.parametrize("value", [1.5, 0.1, -2.5, 2.0**53, 1e30, float("inf")])
@@ -245,7 +295,11 @@ def test_patients_become_groups(tmp_path):
     assert labels["group"].to_list() == ["17", "17", None, None]
     assert labels["unit"].to_list() == [0, 1, None, None]
     assert NO_PATIENTS not in info.notes
-    assert info.notes == ("A note.", "Patients (`group`) are column `patient` of table.csv.")
+    assert info.notes == (
+        "A note.",
+        "Labels of table.csv are matched by its column `id`.",
+        "Patients (`group`) are column `patient` of table.csv.",
+    )
     what = "table.csv for task `unit`"
     assert info.dropped[f"stays without a patient in {what}: each counts as its own group"] == 2
     assert info.dropped[f"stays without a label in {what}: kept, not in the task"] == 1
@@ -277,6 +331,12 @@ def test_outcomes_within_the_window_are_refused(tmp_path):
     assert joined(tmp_path, late, time_column="at").info.notes[-1].endswith("30 h into the stay.")
     with pytest.raises(CohortError, match="all of column `at` are multiples of 3600"):
         joined(tmp_path, late.with_columns(at=pl.lit(30 * 3600)), time_column="at")
+    with pytest.raises(
+        CohortError, match=r"multiples of 60, up to 1860, as of times in minutes; .*: divide them by 60"
+    ):
+        joined(tmp_path, late.with_columns(at=pl.Series([1680, 1740, 1800, 1860])), time_column="at")
+    few = joined(tmp_path, late.with_columns(at=pl.Series([60, 120, 120, None])), time_column="at")
+    assert few.info.notes[-1].endswith("comes 60 h into the stay.")
     with pytest.raises(CohortError, match=r"`at` is Datetime.*; subtract the start of the stay"):
         joined(tmp_path, late.with_columns(at=pl.lit(0).cast(pl.Datetime)), time_column="at")
     with pytest.raises(CohortError, match="column `at` is String, wanted a duration, or hours as numbers"):
@@ -310,7 +370,9 @@ def test_outcomes_within_the_window_are_refused(tmp_path):
         ("id,unit\n1,100\n2,1\n", {}, r"goes up to 100, wanted classes from 0 to 99"),
         ("id,unit\n1,x\n2,x\n", {}, r"has 1 different values in these stays, wanted two classes or more"),
         ("id,unit\n1,\n2,\n", {}, r"has 0 different values"),
-        ("id,unit\n", {}, r"no id of column `id`"),
+        ("id,unit\n", {}, r"has columns \(id, unit\) but no rows: wanted one a stay"),
+        (pl.DataFrame({"id": [], "unit": []}), {}, r"has columns \(id, unit\) but no rows: wanted one a stay"),
+        ("id,unit\r1,x\r2,y\r", {}, r"its lines end in CR alone, wanted LF or CR LF"),
         ("id;unit\n1;x\n", {}, r"the columns are called id;unit; wanted two or more, all different, between commas"),
         ("id,unit, unit\n1,x,y\n", {}, r"the columns are called id, unit, unit"),
         ("id,^unit$\n1,x\n", {}, r"the columns are called id, \^unit\$"),

@@ -43,6 +43,14 @@ def test_a_value_of_each_kind_becomes_classes(tmp_path, column, values, codes, c
     assert info.task("outcome").kind == ("binary" if len(classes) == 2 else "multiclass")
 
 
+def test_a_word_for_nothing_is_no_class_and_none_is_one(tmp_path):
+    values = ["None", "NA", "mild", "", "<NA>"]
+    labels = label_table([(subject, T0, value) for subject, value in enumerate(values)], "categorical_value")
+    info, _, rows = imported(tmp_path, events((0, T0, "a", 1.0)), labels, codes=["a"], task="outcome")
+    assert info.task("outcome").classes == ("None", "mild")
+    assert rows.select("sample", "outcome").drop_nulls().rows() == [(0, 0), (2, 1)]
+
+
 def test_labels_may_lie_in_several_files_that_lack_columns(tmp_path):
     source = write_source(tmp_path / "source", events((1, T0, "a", 1.0)), label_table([(1, T0, True), (2, T0, False)]))
     parts = source / "parts" / "deep"
@@ -283,3 +291,17 @@ def test_a_file_cut_short_or_damaged_is_one_clear_line_or_changes_what_it_says(t
         refused += ends_well(partial(written, source, out, window="12h"), tmp_path, out) is None
         assert place >= 10 or refused == place + 1
     assert refused > 20
+
+
+def test_a_folder_of_events_that_is_a_link_is_not_passed_over(tmp_path):
+    source = write_source(tmp_path / "source", events((1, T0, "A", 1.0)), label_table([(1, T0, True), (2, T0, False)]))
+    (tmp_path / "elsewhere").mkdir()
+    (source / "data" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(CohortError, match="more is a link to a folder, and links are not followed"):
+        written(source, tmp_path / "out", codes=["A"])
+
+
+def test_labels_of_another_data_set_are_said(tmp_path):
+    source = write_source(tmp_path / "source", events((1, T0, "A", 1.0)), label_table([(8, T0, True), (9, T0, False)]))
+    with pytest.raises(CohortError, match="none of its 2 subjects is in the 1 events of"):
+        written(source, tmp_path / "out", codes=["A"])

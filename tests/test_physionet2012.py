@@ -216,6 +216,20 @@ def test_stays_that_died_within_the_window_are_said(tmp_path):
     assert "warning: 1 stays died before the window's end (Survival under 2 days)" in notes[-1]
 
 
+@pytest.mark.parametrize("death", ["2", "yes", ""])
+def test_a_file_whose_deaths_are_written_otherwise_is_refused(death, tmp_path):
+    other = OUTCOMES.replace("102,16,8,8,4,1", f"102,16,8,8,4,{death}")
+    with pytest.raises(CohortError, match="In-hospital_death is 0 in 3 rows and neither 0 nor 1 in the other 1"):
+        import_text(tmp_path, tiny_set() | {"Outcomes-a.txt": other})
+
+
+def test_a_folder_that_is_a_link_is_not_passed_over(tmp_path):
+    source, more = write_folder(tiny_set(), tmp_path / "source"), write_folder({"9.txt": record(9)}, tmp_path / "more")
+    (source / "more").symlink_to(more, target_is_directory=True)
+    with pytest.raises(CohortError, match="more is a link to a folder, and links are not followed"):
+        read_physionet2012([source])
+
+
 def test_severity_is_left_out_where_all_scores_are_equal(tmp_path):
     outcomes = OUTCOMES_HEAD + "101,6,1,5,-1,0\n"
     info, _, labels = import_text(tmp_path, {"1.txt": record(101), "o.txt": outcomes})

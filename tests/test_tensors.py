@@ -256,10 +256,11 @@ def test_labels_that_are_text_become_classes_and_missing_ones_are_not_in_the_tas
     x = pair[0].numpy()
     cases = {
         ("died", "discharged", "", "transferred", "nan", "died"): [0, 1, None, 2, None, 0],
+        ("died", "None", "NA", "transferred", "<NA>", "died"): [1, 0, None, 2, None, 1],
         (2.0, 0.0, np.nan, 0.0, np.nan, 2.0): [2, 0, None, 0, None, 2],
         (False, True, True, False, False, True): [0, 1, 1, 0, 0, 1],
     }
-    classes = [("died", "discharged", "transferred"), ("0", "1", "2"), ("0", "1")]
+    classes = [("died", "discharged", "transferred"), ("None", "died", "transferred"), ("0", "1", "2"), ("0", "1")]
     for place, (y, codes) in enumerate(cases.items()):
         save_plain_hdf5(tmp_path, x=x, y=list(y))
         save_plain_npz(tmp_path, x=x, y=np.array(y))
@@ -268,10 +269,10 @@ def test_labels_that_are_text_become_classes_and_missing_ones_are_not_in_the_tas
             info = write_cohort(out, *read_tensors([tmp_path / file]))
             assert written(out)[2]["outcome"].to_list() == codes
             assert info.tasks[0].classes == classes[place]
-            assert info.tasks[0].kind == ("binary" if place == 2 else "multiclass")
+            assert info.tasks[0].kind == ("binary" if place == 3 else "multiclass")
             assert sum(info.dropped.values()) == codes.count(None)
             assert f"Labels of {file}[y]." in info.tasks[0].note
-            assert ("No stay is of 1 of 3 classes (1)" in info.tasks[0].note) == (place == 1)
+            assert ("No stay is of 1 of 3 classes (1)" in info.tasks[0].note) == (place == 2)
 
 
 def test_splits_that_label_by_text_and_by_number_are_refused(tmp_path, pair):

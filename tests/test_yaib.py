@@ -182,6 +182,15 @@ def test_seconds_in_which_duckdb_writes_a_duration_are_refused(tmp_path):
         read_yaib(source, steps=4)
 
 
+def test_times_in_minutes_are_refused(tmp_path):
+    tables = made()
+    tables[DYN] = tables[DYN].with_columns(time=pl.col("time").dt.total_minutes())
+    with pytest.raises(
+        CohortError, match=r"column `time` are multiples of 60, up to \d+, as of times in minutes; wanted"
+    ):
+        imported(tmp_path, tables)
+
+
 def test_the_order_of_rows_does_not_matter(tmp_path):
     tables = made()
     imported(tmp_path, tables, "plain")
@@ -446,3 +455,16 @@ def test_stays_of_any_length_come_from_the_demo_of_length_of_stay(demo):
     info, _, labels = read_yaib(demo / "los" / "eicu_demo", outcomes="optional", short="fill")
     assert info.dropped["stays whose last row comes before step 23: kept, not measured after it"] == 630
     assert labels.height == 2267
+
+
+def test_the_row_numbers_of_pandas_are_no_feature(tmp_path):
+    tables = {name: table.with_row_index("__index_level_0__") for name, table in made().items()}
+    info, *_ = imported(tmp_path, tables)
+    assert [feature.name for feature in info.features] == ["hr", "own", "age", "sex"]
+
+
+def test_ids_beyond_int64_are_refused(tmp_path):
+    tables = made()
+    tables[DYN] = tables[DYN].with_columns(pl.col("stay_id").cast(pl.UInt64) + 2**63)
+    with pytest.raises(CohortError, match=r"a stay_id is 2\^63 or more; write them as text, in all three files"):
+        imported(tmp_path, tables)

@@ -271,8 +271,12 @@ def require_no_run(root: Path, *, overwrite: bool) -> None:
         return
     paths = RunPaths(root)
     if not paths.manifest.exists():
-        what = "a study" if runs_of_study(root) else "not a run"
-        raise RunError(f"{root} exists already and is {what} (it has no run.json): choose another --out.")
+        if runs_of_study(root):
+            raise RunError(
+                f"{root} exists already and is a study (it has no run.json): choose another --out, or give --folds or "
+                "--split-seeds as it was made with."
+            )
+        raise RunError(f"{root} exists already and is not a run (it has no run.json): choose another --out.")
     if not overwrite and not _is_replaced(paths):
         raise RunError(f"{root} exists already: choose another --out, or --overwrite it, or --resume its training.")
 

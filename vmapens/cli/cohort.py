@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vmapens.cli.options import Json, Out, app, to_json
+from vmapens.cli.options import Json, app, to_json
 from vmapens.errors import SpecError
 from vmapens.terminal import Progress, say
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 importers = typer.Typer(rich_markup_mode=None)
 app.add_typer(importers, name="import")
 
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the cohort to; must hold none yet.")]
 Short = Annotated[
     Literal["drop", "fill"], typer.Option(help="Stays that end before the window does: left out, or kept.")
 ]
@@ -254,7 +255,11 @@ def _write(
     for note in info.notes:
         if note.startswith("warning: "):
             say(note)
-    _describe(out)
+    try:
+        _describe(out)
+    except KeyboardInterrupt:
+        say(f"{out} is written, and whole: `vmapens describe {out}` says what it holds.")
+        raise
 
 
 @app.command()

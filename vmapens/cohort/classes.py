@@ -11,15 +11,26 @@ from vmapens.errors import CohortError
 MOST_CLASSES = 100
 """More different values are taken for something that is no label."""
 
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "<NA>")
+"""What Python and R write where there is nothing. "None" is no such word: clinical scales have it as a class."""
+
+
+def without_missing(values: pl.Series, given: Sequence[str] = ()) -> pl.Series:
+    """The column with null for each text that is `MISSING` and none of the classes given; no other type changes."""
+    if not isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum):
+        return values
+    text = values.cast(pl.String)
+    return text.set(text.is_in([word for word in MISSING if word not in given]), None)
+
 
 def code_classes(values: pl.Series, where: str, given: Sequence[str] | None = None) -> tuple[pl.Series, list[str]]:
     """The column as whole numbers, where it is text or truth values, and the names of its classes.
 
     Args:
-        values: Numbers stay as they are, whatever they are.
+        values: Numbers stay as they are, whatever they are. Text that is `MISSING` becomes null.
         where: For the message.
-        given: The names of the classes, in their order. Default: the numbers up to the largest, false and true, or the
-            sorted texts.
+        given: The names of the classes, in their order; one that is `MISSING` is a class then. Default: the numbers up
+            to the largest, false and true, or the sorted texts.
 
     Raises:
         CohortError: If the column is of a type that is no label, or a text is none of the classes or of too many.
@@ -34,7 +45,7 @@ def code_classes(values: pl.Series, where: str, given: Sequence[str] | None = No
         raise CohortError(
             f"{where}: the column `{values.name}` is {values.dtype}, wanted numbers, truth values or text."
         )
-    text = values.cast(pl.String)
+    text = without_missing(values, given or ()).cast(pl.String)
     found = sorted(text.drop_nulls().unique().to_list())
     if given is None and len(found) > MOST_CLASSES:
         raise CohortError(
@@ -51,7 +62,7 @@ def code_classes(values: pl.Series, where: str, given: Sequence[str] | None = No
 def problem_of_labels(values: pl.Series) -> str:
     """What keeps a column from being the labels of a task, as the end of a sentence about it; "" if nothing does."""
     kind = values.dtype
-    known = values.drop_nulls()
+    known = without_missing(values).drop_nulls()
     if kind.is_numeric():
         known = known.cast(pl.Float64).drop_nans()
         broken = known.filter((known != known.floor()) | (known < 0))
@@ -73,7 +84,8 @@ def problem_of_labels(values: pl.Series) -> str:
 def label_task(values: pl.Series, name: str, where: str, note: str) -> tuple[pl.Series, Task]:
     """The codes 0..C-1 of a column without a `problem_of_labels`, called by the task, and the task.
 
-    Two classes make a binary task, more a multiclass one. Numbers that no stay has are classes too, and are said.
+    Two classes make a binary task, more a multiclass one. Numbers that no stay has are classes
+    too, and are said. A text that is `MISSING` is null among the codes.
     """
     codes, classes = code_classes(values, where)
     codes = codes.cast(pl.Float64).fill_nan(None).cast(pl.Int32).alias(name)

@@ -7,6 +7,9 @@ from vmapens.errors import CohortError
 TICKS = {"ms": 3_600_000, "us": 3_600_000_000, "ns": 3_600_000_000_000}
 """An hour in each unit of a Polars duration (which has no seconds: it reads them as milliseconds)."""
 
+_FEW = 3
+"""So many different times may all be multiples of 60 hours by chance."""
+
 
 def hours_of(column: str, table: pl.LazyFrame | pl.DataFrame, where: object) -> pl.Expr:
     """A column as hours, float64; null where it is null or NaN.
@@ -30,15 +33,22 @@ def hours_of(column: str, table: pl.LazyFrame | pl.DataFrame, where: object) -> 
 
 
 def refuse_seconds(hours: pl.Series, where: object) -> None:
-    """See that numbers are not the ticks of an hourly duration: DuckDB reads and writes durations as BIGINT.
+    """See that numbers are neither seconds nor minutes: DuckDB reads and writes an hourly duration as BIGINT seconds.
 
     Raises:
-        CohortError: If all numbers are multiples of 3600, and not all are 0.
+        CohortError: If all numbers are multiples of 3600, and not all are 0; or all are multiples of 60, and more than
+            a few differ.
     """
     known = hours.drop_nulls()
-    if known.is_empty() or (known == 0).all() or not (known % 3600 == 0).all():
+    if known.is_empty() or (known == 0).all() or not (known % 60 == 0).all():
+        return
+    if (known % 3600 == 0).all():
+        base, advice = 3600, "an hourly duration that DuckDB wrote in seconds; wanted {}: divide them by 3600"
+    elif known.n_unique() > _FEW:
+        base, advice = 60, "times in minutes; wanted {}: divide them by 60 (seconds by 3600)"
+    else:
         return
     raise CohortError(
-        f"{where}: all of column `{hours.name}` are multiples of 3600, up to {known.sort()[-1]:g}, as of an hourly "
-        "duration that DuckDB wrote in seconds; wanted a duration, or hours as numbers: divide them."
+        f"{where}: all of column `{hours.name}` are multiples of {base}, up to {known.sort()[-1]:g}, as of "
+        f"{advice.format('a duration, or hours as numbers')}."
     )

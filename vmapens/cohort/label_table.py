@@ -1,8 +1,8 @@
 """Join the labels of any table to an imported cohort: a task that the source itself does not have.
 
 A table has one row a stay: CSV (plain or gzip, UTF-8, commas) or Parquet, told by its first bytes. Stays are matched by
-their ids, never by their place. In a CSV, what R and pandas write where there is nothing (`MISSING`) is an empty cell;
-Parquet has its own nulls.
+their ids, never by their place. In both, text counts without the blanks around it, and what R and pandas write where
+there is nothing (`MISSING`) is null.
 """
 
 import dataclasses
@@ -14,19 +14,16 @@ from pathlib import Path
 
 import polars as pl
 
-from vmapens.cohort.classes import label_task, problem_of_labels
+from vmapens.cohort.classes import label_task, problem_of_labels, without_missing
 from vmapens.cohort.hours import hours_of, refuse_seconds
 from vmapens.cohort.identity import first_five, one_row_each
-from vmapens.cohort.parquet import UNREADABLE, collect, is_pattern, scan
+from vmapens.cohort.parquet import UNREADABLE, collect, is_index, is_pattern, scan
 from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, require_task_name
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError, first_line
 
 MAX_BYTES = 2**30
 """Of a CSV, as text."""
-
-MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-"""In a CSV: as good as empty."""
 
 _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 _WHOLE = r"^-?(0|[1-9]\d{0,17})$"
@@ -52,25 +49,28 @@ def join_labels(
             counted in the `read` and `dropped` of its `info`, into which a stream may still be counting.
         file: The table.
         column: Labels: truth values, whole numbers from 0 (0..C-1), or text, whose sorted values are the classes; null
-            or empty = not in the task. Text that is nothing but numbers is numbers, in a Parquet file as in a CSV.
-        id_column: Which stay a row is about; 7, 7.0 and "7" are one id. Default: `sample` if there is such a column,
-            else the first that is not one of the others named here.
+            or `MISSING` = not in the task. Text that is nothing but numbers is numbers, in a Parquet file as in a CSV.
+        id_column: Which stay a row is about; 7, 7.0 and "7" are one id. Where the ids of the cohort are text, text
+            stays as it is written, and "7.0" is not "7". Default: `sample` if there is such a column, else the first
+            that is not one of the others named here, nor the index of pandas or R (`is_index`).
         task: Name of the task. Default: that of the column.
-        group_column: The patient of each stay: becomes `group`. A stay without one stands for itself.
+        group_column: The patient of each stay: becomes `group`, text as it is written. A stay without one stands for
+            itself.
         time_column: When the outcome came: a duration, or hours, from the start of the stay. Null: never, or unknown.
 
     Returns:
-        The cohort with the task, its last one. Stays without a label are kept, and not in the task.
+        The cohort with the task, its last one. Stays without a label are kept, and not in the task. A note says which
+            column the ids were, and a warning if fewer than half of the stays have a row.
 
     Raises:
-        CohortError: If the table cannot be read, has no such column, has no id of the cohort, or contradicts itself;
-            its ids or patients are fractions; its labels are no classes; the task's name is taken; the cohort has
-            groups already; or an outcome came before the end of the window, where a model could see it.
+        CohortError: If the table cannot be read, has no such column, no rows or no id of the cohort, or contradicts
+            itself; its ids or patients are fractions; its labels are no classes; the task's name is taken; the cohort
+            has groups already; or an outcome came before the end of the window, where a model could see it.
     """
     info, series, labels = imported
     name = task or column
     require_task_name(name, (*labels.columns, *(feature.name for feature in info.features)))
-    table, is_text = _read_table(file)
+    table = _read_table(file)
     columns = list(table.collect_schema())
     given = {"label": column, "group": group_column, "time": time_column, "sample": id_column}
     wanted = {role: found for role, found in given.items() if found is not None}
@@ -81,24 +81,28 @@ def join_labels(
             f"{file}: the cohort has the patients already (`group`), so `{group_column}` cannot be; leave it out."
         )
     ids = wanted.setdefault("sample", id_column or _ids_among(columns, set(wanted.values()), file))
-    rows = collect(table.select(pl.col(found).alias(role) for role, found in wanted.items()), file)
+    raw = collect(table.select(pl.col(found).alias(role) for role, found in wanted.items()), file)
+    if raw.is_empty():
+        raise CohortError(f"{file} has columns ({', '.join(columns[:20])}) but no rows: wanted one a stay.")
     counts: Counter[str] = Counter()
     where = f"{file.name} for task `{name}`"
-    if is_text:
-        missing = pl.all().is_in(MISSING)
-        counts[f"values of {where} that are NA, NaN, null or None: read as empty"] = sum(
-            rows.select(missing.sum()).row(0)
-        )
-        rows = rows.select(pl.when(~missing).then(pl.all()).name.keep())
-    rows = rows.with_columns(map(_typed, rows.iter_columns()))
+    text = raw.with_columns(map(_stripped, raw.iter_columns()))
+    rows = text.with_columns(map(without_missing, text.iter_columns()))
+    counts[f"values of {where} that are a word for nothing (NA, NaN, null, ...): read as empty"] = sum(
+        (rows.null_count() - text.null_count()).row(0)
+    )
+    as_written = {"group", "sample"} if labels.schema["sample"] == pl.String else {"group"}
+    rows = rows.with_columns(_typed(values) for values in rows.iter_columns() if values.name not in as_written)
+    rows = rows.with_columns(_as_text(rows["sample"], ids, file))
     matched = _matched(rows, ids, labels, file, where, counts)
+    notes = [*info.notes, f"Labels of {file.name} are matched by its column `{ids}`."]
+    notes += _warn_of_few(rows["sample"], matched["sample"], labels["sample"], ids, file)
     if problem := problem_of_labels(matched["label"]):
         raise CohortError(f"{file}: column `{column}` {problem}.")
     codes, made = label_task(matched["label"], name, str(file), f"Column `{column}` of {file.name}.")
     matched = matched.with_columns(codes.alias("label"))
     if group_column:
         matched = matched.with_columns(_as_text(matched["group"], group_column, file))
-    notes = list(info.notes)
     if time_column:
         matched = matched.with_columns(_hours(matched["time"], time_column, file))
         notes.append(_refuse_early(matched, info, time_column, file))
@@ -119,7 +123,7 @@ def join_labels(
 
 def _ids_among(columns: Sequence[str], taken: Set[str], file: Path) -> str:
     """The column of ids where none is named."""
-    free = [name for name in columns if name not in taken]
+    free = [name for name in columns if name not in taken and not is_index(name)]
     if not free:
         raise CohortError(
             f"{file} has no column of ids beside {', '.join(columns)}; add one, or name one of these with --label-id."
@@ -127,15 +131,15 @@ def _ids_among(columns: Sequence[str], taken: Set[str], file: Path) -> str:
     return "sample" if "sample" in free else free[0]
 
 
-def _read_table(file: Path) -> tuple[pl.LazyFrame, bool]:
-    """The table, and whether it is a CSV: then all columns are text without spaces around it, and empty is null."""
+def _read_table(file: Path) -> pl.LazyFrame:
+    """The table; of a CSV, all columns are text."""
     if file.exists() and not file.is_file():
         raise CohortError(f"{file} is no file: wanted a table, CSV or Parquet.")
     try:
         with file.open("rb") as opened:
             head = opened.read(4)
         if head == _PARQUET:
-            return scan([file]), False
+            return scan([file])
         with gzip.open(file) if head.startswith(_GZIP) else file.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -146,6 +150,8 @@ def _read_table(file: Path) -> tuple[pl.LazyFrame, bool]:
         raise CohortError(f"{file} holds more than {MAX_BYTES:,} bytes of text; write it as Parquet.")
     if b"\0" in data or not _is_utf8(data):
         raise CohortError(f"{file} is neither Parquet nor UTF-8 text; write it again as one of them.")
+    if b"\r" in data and b"\n" not in data:
+        raise CohortError(f"{file}: its lines end in CR alone, wanted LF or CR LF; write it again.")
     try:
         table = pl.read_csv(data, infer_schema=False)
     except UNREADABLE as error:
@@ -156,8 +162,7 @@ def _read_table(file: Path) -> tuple[pl.LazyFrame, bool]:
             f"{file}: the columns are called {', '.join(names)}; wanted two or more, all different, between commas."
         )
     table.columns = names
-    text = pl.all().str.strip_chars()
-    return table.lazy().with_columns(pl.when(text != "").then(text).name.keep()), True
+    return table.lazy()
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -167,15 +172,22 @@ def _is_utf8(data: bytes) -> bool:
         return False
 
 
-def _typed(values: pl.Series) -> pl.Series:
-    """Text that is nothing but numbers as numbers; a leading zero makes it a name."""
+def _stripped(values: pl.Series) -> pl.Series:
+    """Text without the blanks around it, and null where nothing is left; no other type changes."""
     if not isinstance(values.dtype, pl.String | pl.Categorical | pl.Enum):
         return values
-    text = values.cast(pl.String)
-    if text.str.contains(_WHOLE).all():
-        return text.cast(pl.Int64)
-    number = text.cast(pl.Float64, strict=False)
-    return number if text.str.contains(_REAL).all() and number.null_count() == text.null_count() else text
+    text = values.cast(pl.String).str.strip_chars()
+    return text.set(text == "", None)
+
+
+def _typed(values: pl.Series) -> pl.Series:
+    """Text that is nothing but numbers as numbers; a leading zero makes it a name."""
+    if values.dtype != pl.String:
+        return values
+    if values.str.contains(_WHOLE).all():
+        return values.cast(pl.Int64)
+    number = values.cast(pl.Float64, strict=False)
+    return number if values.str.contains(_REAL).all() and number.null_count() == values.null_count() else values
 
 
 def _as_text(values: pl.Series, column: str, file: Path) -> pl.Series:
@@ -198,10 +210,9 @@ def _as_text(values: pl.Series, column: str, file: Path) -> pl.Series:
 def _matched(
     rows: pl.DataFrame, ids: str, labels: pl.DataFrame, file: Path, where: str, counts: Counter[str]
 ) -> pl.DataFrame:
-    """The rows whose id is in the cohort, by the type of its ids."""
-    text = _as_text(rows["sample"], ids, file)
-    kind = labels.schema["sample"]
-    keyed = rows.with_columns(text if kind == pl.String else text.cast(kind, strict=False))
+    """The rows whose id, as text, is in the cohort; their ids are of the type of its ids then."""
+    text = rows["sample"]
+    keyed = rows.with_columns(text.cast(labels.schema["sample"], strict=False))
     matched = keyed.join(labels.select("sample"), on="sample", how="semi")
     if matched.is_empty():
         theirs, ours = (first_five(some.drop_nulls().cast(pl.String).to_list()) for some in (text, labels["sample"]))
@@ -212,6 +223,20 @@ def _matched(
     counts[f"rows of {where} without an id: left out"] = text.null_count()
     counts[f"rows of {where} of other stays: left out"] = rows.height - text.null_count() - matched.height
     return matched
+
+
+def _warn_of_few(theirs: pl.Series, matched: pl.Series, ours: pl.Series, ids: str, file: Path) -> list[str]:
+    """A warning if fewer than half of the stays are in the table."""
+    found = matched.n_unique()
+    if 2 * found >= len(ours):
+        return []
+    without = ours.filter(~ours.is_in(matched.implode())).sort()[0]
+    others = theirs.filter(~theirs.is_in(ours.cast(pl.String).implode())).drop_nulls().sort()
+    other = f"`{others[0]}` of the table is none of them" if len(others) else "the table has no other ids"
+    return [
+        f"warning: {found} of {len(ours)} stays of the cohort have a row in {file.name}, matched by its column "
+        f"`{ids}`: `{without}` has none, and {other}; see that it is the table of these stays."
+    ]
 
 
 def _hours(values: pl.Series, column: str, file: Path) -> pl.Series:

@@ -24,7 +24,7 @@ LEAST_OF_A_CLASS = 5
 """Samples that it takes to judge a feature: in all, and in each of two classes."""
 NEARLY = 0.99
 """AUROC of one class against the others from which on a feature is said to tell it nearly alone."""
-_CELLS_AT_ONCE = 1 << 26
+_CELLS_AT_ONCE = 1 << 28
 
 _Values = Float64[np.ndarray, "N"]
 

@@ -14,7 +14,7 @@ A complete example with every key; those marked * must be there, the others show
     sample = "stay_id"              # *
     time = "time"                   # *
     time_unit = "duration"          # * "duration" (a Parquet duration), "hours" (a number) or "step" (a whole number)
-    features = ["hr", "map"]        # default: every numeric column but the labels, groups, splits
+    features = ["hr", "map"]        # default: every numeric column but the labels, groups, splits, and pandas' index
 
     [labels]
     file = "outc.parquet"           # *
@@ -25,7 +25,7 @@ A complete example with every key; those marked * must be there, the others show
     [labels.tasks.mortality]        # * one or more; or `tasks = ["label"]` under [labels]
     column = "label"                # default: the name of the task
     kind = "binary"                 # default: binary with two classes, else multiclass
-    classes = ["survived", "died"]  # default: the numbers; for a column of text, its sorted values
+    classes = ["survived", "died"]  # default: the numbers; for a column of text, its sorted values but NA, NaN, null
     note = "death in the unit"      # default ""
 
     [static]                        # default none
@@ -36,6 +36,8 @@ A complete example with every key; those marked * must be there, the others show
     [features.hr]                   # for any feature, static ones as well
     unit = "/min"                   # default ""
     group = "circulation"           # default ""
+
+Text that is empty, `NA`, `N/A`, `NaN`, `nan`, `null`, `NULL` or `<NA>` is no label, as null, unless `classes` lists it.
 
 A long table, one measurement a row, has two more columns under [series]; `features` then lists values of the first, and
 is by default all of them, sorted::
@@ -57,7 +59,7 @@ import polars as pl
 
 from vmapens.cohort.classes import code_classes
 from vmapens.cohort.identity import first_five
-from vmapens.cohort.parquet import collect, count_rows, number_columns, scan
+from vmapens.cohort.parquet import collect, count_rows, is_index, number_columns, scan
 from vmapens.cohort.schema import MINUTES, CohortInfo, Feature, Task
 from vmapens.cohort.section import Section
 from vmapens.errors import CohortError
@@ -166,7 +168,7 @@ def _wide(section: Section, raw: pl.LazyFrame, keys: list[pl.Expr], taken: set[s
     """Rows with the keys and one column a feature; and the names of the features."""
     schema = raw.collect_schema()
     used = {section.text("sample"), section.text("time"), *taken}
-    numeric = [name for name, kind in schema.items() if kind.is_numeric() and name not in used]
+    numeric = [name for name, kind in schema.items() if kind.is_numeric() and name not in used and not is_index(name)]
     names = _chosen(section, numeric, schema, taken)
     numbers = number_columns(raw)
     wrong = [f"{name} is {schema[name]}" for name in names if name not in numbers]
@@ -263,7 +265,10 @@ def _join_static(section: Section, labels: pl.DataFrame, raw: pl.DataFrame, take
     sample = section.column("sample", raw.schema)
     if not (raw.schema[sample] == pl.String or raw.schema[sample].is_integer()):
         section.fail(f"`{sample}` is {raw.schema[sample]}, wanted text or whole numbers")
-    numeric = [name for name, kind in raw.schema.items() if kind.is_numeric() and name not in {sample, *taken}]
+    used = {sample, *taken}
+    numeric = [
+        name for name, kind in raw.schema.items() if kind.is_numeric() and name not in used and not is_index(name)
+    ]
     names = section.texts("columns", numeric)
     absent = [name for name in names if name not in raw.columns]
     if absent:

@@ -1,6 +1,7 @@
 """Parquet files, opened with errors that say which file and what is wrong with it."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def scan(files: Sequence[Path]) -> pl.LazyFrame:
 def is_pattern(name: str) -> bool:
     """Whether Polars takes the name of a column for a pattern of names, everywhere."""
     return name == "*" or (name.startswith("^") and name.endswith("$"))
+
+
+def is_index(name: str) -> bool:
+    """Whether a column is called as an index without a name, from pandas or R: it numbers rows and says nothing."""
+    return re.fullmatch(r"__index_level_\d+__|Unnamed: \d+|\s*", name) is not None
 
 
 def count_rows(files: Sequence[Path]) -> int:

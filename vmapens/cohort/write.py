@@ -120,8 +120,12 @@ def require_no_cohort(folder: Path) -> None:
     """Say before any work that a cohort cannot go here.
 
     Raises:
-        CohortError: If one of its files is there already.
+        CohortError: If one of its files is there already, or the folder is something else.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise CohortError(f"{folder} is a link to nothing: choose another --out.")
+    if folder.exists() and not folder.is_dir():
+        raise CohortError(f"{folder} is a file, and no folder to write a cohort to: choose another --out.")
     if (folder / INFO_FILE).exists():
         raise CohortError(f"{folder} holds a cohort already: choose another --out, or remove it first.")
     taken = [name for name in (SERIES_FILE, LABELS_FILE) if (folder / name).exists()]

@@ -189,6 +189,12 @@ def _open(path: Path) -> _Stream:
 def _read_folder(folder: Path, wanted: _Wanted, budget: _Budget) -> Iterator[tuple[str, bytes]]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
+        for name in folders:
+            if Path(parent, name).is_symlink():  # and not walked into
+                raise CohortError(
+                    f"{Path(parent, name)} is a link to a folder, and links are not followed; put the folder itself "
+                    "there, or name it as a path of its own."
+                )
         for name in sorted(names):
             path = Path(parent, name)
             if path.is_file():

@@ -99,6 +99,11 @@ def read_meds(
     for part, events in files.read():
         survey.look(part, events, files.codes.get(DEATH, -2), dropped)
         listener.advance(len(events.code))
+    if not survey.seen.any():
+        raise CohortError(
+            f"{labels}: none of its {len(windows.group_stop)} subjects is in the {files.rows} events of {folder}; name "
+            "events and labels of one data set."
+        )
     counts = survey.counts(len(files.codes))
     features = choice.features(files.codes, counts, int(training.sum()))
     if clash := sorted({*RESERVED, task} & set(features)):

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64
 
-from vmapens.cohort.classes import label_task, problem_of_labels
+from vmapens.cohort.classes import label_task, problem_of_labels, without_missing
 from vmapens.cohort.identity import one_row_each
 from vmapens.cohort.importers.event_grid import microseconds
 from vmapens.cohort.parquet import collect, scan
@@ -77,10 +77,11 @@ def read_labels(path: Path, task: str, dropped: Counter[str]) -> Labels:
             f"{path}: {' and '.join(given) or 'no column of'} {'have' if given else 'MEDS has'} values, wanted one of "
             f"{', '.join(_VALUES)}; write labels of one task alone."
         )
-    whole = raw.select(*_KEY, value=given[0]).drop_nulls()
+    whole = raw.select(*_KEY, value=without_missing(raw[given[0]])).drop_nulls()
     dropped["labels without a subject, a time or a value: left out"] += len(raw) - len(whole)
-    rows = one_row_each(whole, _KEY, "the labels", dropped)
-    _refuse_times(rows["prediction_time"], path)
+    _refuse_times(whole["prediction_time"], path)
+    named = whole.with_columns(pl.col("prediction_time").cast(pl.Datetime("us")))  # as a message should have it
+    rows = one_row_each(named, _KEY, "the labels", dropped).with_columns(pl.col("prediction_time").cast(pl.Int64))
     if problem := problem_of_labels(rows["value"]):
         raise CohortError(f"{path}: {given[0]} {problem}.")
     code, labelled = label_task(rows["value"], task, str(path), f"From {given[0]}.")
@@ -102,7 +103,13 @@ def read_labels(path: Path, task: str, dropped: Counter[str]) -> Labels:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files in a folder, at any depth, sorted; names with a leading dot are litter of other programs."""
+    """The Parquet files in a folder, at any depth, sorted; names with a leading dot are litter of other programs.
+
+    Raises:
+        CohortError: If a folder in it is a link, behind which files would be passed over.
+    """
+    if links := [path for path in folder.rglob("*") if path.is_symlink() and path.is_dir()]:
+        raise CohortError(f"{links[0]} is a link to a folder, and links are not followed; put the folder itself there.")
     found = sorted(folder.rglob("*.parquet"))
     return [p for p in found if p.is_file() and not any(n.startswith(".") for n in p.relative_to(folder).parts)]
 

@@ -332,6 +332,12 @@ def _outcomes(files: Set[tuple[str, bytes]], dropped: Counter[str]) -> pl.DataFr
     dropped["rows of outcomes without a RecordID or with a death that is not 0 or 1: left out"] += (
         everything.height - readable.height
     )
+    strange = everything.drop_nulls("sample").join(readable, on=["sample", "mortality"], how="anti")
+    if len(strange) and readable["mortality"].n_unique() == 1:
+        raise CohortError(
+            f"{', '.join(sorted(name for name, _ in files))}: In-hospital_death is {readable['mortality'][0]} in "
+            f"{len(readable)} rows and neither 0 nor 1 in the other {len(strange)}, wanted 0 and 1; fetch it again."
+        )
     scores = [
         pl.when(pl.col(score) >= 0).then(pl.col(score)).cast(pl.Int32, strict=False)
         for score in ("saps_i", "sofa", "survival")

@@ -23,7 +23,6 @@ _ROLES |= dict.fromkeys(("label", "labels", "target", "targets", "outcome", "out
 _ROLES |= dict.fromkeys(("id", "ids", "sample", "samples"), "ids")
 _WHOLE_NAMES = dict.fromkeys(("split", "splits"), "split")
 _WHOLE_NAMES |= dict.fromkeys(("group", "groups", "patient", "patients", "subject", "subjects"), "group")
-_NO_LABEL = ("", "nan")  # what NumPy makes of a missing label among texts
 _MOST_NAMED = 20
 
 
@@ -58,8 +57,8 @@ def read_tensors(paths: Sequence[Path], *, task: str = "outcome", minutes_per_st
     Args:
         paths: `.pt`, `.pth`, `.npz`, `.h5` or `.hdf5` files, or folders of them.
         task: Name of the task. y has whole numbers from 0, and C is the largest + 1, or text, whose sorted values are
-            the classes; at most 100 classes. Two make it binary, more multiclass. NaN, or text that is empty or `nan`,
-            is no label: the sample is kept, and not in the task.
+            the classes; at most 100 classes. Two make it binary, more multiclass. NaN, or text that is `MISSING`, is
+            no label: the sample is kept, and not in the task.
         minutes_per_step: Minutes between two steps, > 0.
 
     Returns:
@@ -271,8 +270,6 @@ def _splits(parts: Sequence[_Part]) -> tuple[list[str], tuple[str, ...]]:
 def _labels(parts: Sequence[_Part], name: str) -> tuple[pl.Series, Task]:
     where = ", ".join(part.where_y for part in parts)
     y = _joined("labels", [part.y for part in parts])
-    if y.dtype == pl.String:
-        y = y.set(y.is_in(_NO_LABEL), None)
     if problem := problem_of_labels(y):
         raise CohortError(f"{where}: y {problem}.")
     return label_task(y, name, where, f"Labels of {where}.")

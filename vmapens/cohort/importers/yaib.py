@@ -21,7 +21,7 @@ from vmapens.cohort.hours import hours_of, refuse_seconds
 from vmapens.cohort.identity import first_five, one_row_each
 from vmapens.cohort.importers.yaib_features import FEATURES
 from vmapens.cohort.mapping import last_of_each_step
-from vmapens.cohort.parquet import collect, number_columns, scan
+from vmapens.cohort.parquet import collect, is_index, number_columns, scan
 from vmapens.cohort.schema import NO_PATIENTS, RESERVED, CohortInfo, Feature, Task, require_task_name
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError
@@ -124,11 +124,13 @@ def _require_files(folder: Path, files: set[str]) -> None:
 def _sample(raw: pl.LazyFrame, path: Path) -> pl.Expr:
     kind = raw.collect_schema().get("stay_id")
     if kind is not None and kind.is_integer():
+        if kind == pl.UInt64 and (collect(raw.select(pl.col("stay_id").max()), path).item() or 0) >= 2**63:
+            raise CohortError(f"{path}: a stay_id is 2^63 or more; write them as text, in all three files.")
         return pl.col("stay_id").cast(pl.Int64, strict=False).alias("sample")
     if isinstance(kind, pl.String | pl.Categorical | pl.Enum):
         return pl.col("stay_id").cast(pl.String).alias("sample")
     got = "is not there" if kind is None else f"is {kind}"
-    raise CohortError(f"{path}: column `stay_id` {got}, wanted whole numbers or text.")
+    raise CohortError(f"{path}: column `stay_id` {got}, wanted whole numbers or text; cast it.")
 
 
 def _finite(value: pl.Expr) -> pl.Expr:
@@ -137,7 +139,7 @@ def _finite(value: pl.Expr) -> pl.Expr:
 
 def _columns(raw: pl.LazyFrame, path: Path, taken: set[str]) -> list[str]:
     """The columns of a file that may become features."""
-    names = [name for name in raw.collect_schema() if name not in _KEYS]
+    names = [name for name in raw.collect_schema() if name not in _KEYS and not is_index(name)]
     if clash := sorted(taken & set(names)):
         raise CohortError(
             f"{path}: a column is called {', '.join(clash)}, as one of the cohort, its task or {DYN} is; rename it."
@@ -303,6 +305,6 @@ def _with_outcomes(
     if problem:
         account.notes.append(f"{path.name} {problem}: passed over.")
         return labels, ()
-    account.dropped[f"stays without a label in {OUTC}: kept, not in the task"] = label.null_count()
     codes, task = label_task(label, name, str(path), f"Column `label` of {OUTC}.")
+    account.dropped[f"stays without a label in {OUTC}: kept, not in the task"] = codes.null_count()
     return labels.with_columns(codes), (task,)
