@@ -151,7 +151,7 @@ def make_tensors(folder: Path) -> None:
 def make_tensors_in_hdf5(folder: Path) -> None:
     """As PyPOTS saves them: a group a split."""
     make_tensors(folder)
-    with np.load(folder / "all.npz") as arrays, h5py.File(folder / "all.h5", "w") as file:
+    with np.load(folder / "all.npz", allow_pickle=False) as arrays, h5py.File(folder / "all.h5", "w") as file:
         for place, split in enumerate(("train", "val", "test")):
             for name, key in (("X", "x"), ("y", "y"), ("ids", "ids")):
                 file[f"{split}/{name}"] = arrays[key][place::3]

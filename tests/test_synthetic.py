@@ -11,7 +11,7 @@ from sklearn.model_selection import cross_val_predict
 
 from vmapens.cohort.schema import LABELS_FILE, SERIES_FILE, read_info
 from vmapens.cohort.synthetic import BAYES_FILE, TRUTH_FILE, make_synthetic
-from vmapens.errors import CohortError, OutputError
+from vmapens.errors import CohortError
 
 SAMPLES, STEPS, FEATURES = 6000, 48, 24
 
@@ -260,5 +260,5 @@ def test_a_cohort_in_the_way_is_left_as_it_is(tmp_path):
 
 def test_a_file_in_the_way_is_the_users_problem(tmp_path):
     (tmp_path / "cohort").write_text("not a folder")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(CohortError, match="is a file, and no folder to write a cohort to"):
         make_synthetic(tmp_path / "cohort", samples=20, steps=4, features=4)
