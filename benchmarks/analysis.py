@@ -14,7 +14,6 @@ import contextlib
 import json
 import pkgutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from benchmarks.arms.sequential import thread_counts
 from benchmarks.gate import GateError, hold
 from benchmarks.harness import Line, Task, circumstances, compared, interleave, numerics, report, spread
 from benchmarks.harness import torch_threads as threads_of_torch
-from benchmarks.loading import make, status
+from benchmarks.loading import make, run_module, status
 from benchmarks.notebook_analysis import PASSES, Careful, Found, Notebook, Work
 from benchmarks.process import peak_mib
 from vmapens.analysis.drop import survivors
@@ -341,9 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             make_run(folder, samples=20, **sizes)
             line = {"benchmark": "analysis", "size": "paper", **sizes, "unit": "stay"}
-            command = [sys.executable, "-m", "benchmarks.analysis", name]
-            root = Path(__file__).parent.parent
-            line |= json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root).stdout)
+            line |= json.loads(run_module("benchmarks.analysis", name))
         report([line | where], options.out)
 
 

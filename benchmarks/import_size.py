@@ -6,14 +6,13 @@ The source is written by one process, a piece at a time, and imported by another
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.loading import status
+from benchmarks.loading import run_module, status
 
 _SUBJECTS = 20_000
 _CODES = 200
@@ -38,9 +37,9 @@ def measure(source: str, size: int, folder: Path | None = None) -> dict[str, obj
     """
     with tempfile.TemporaryDirectory(dir=folder) as place:
         start = time.perf_counter()
-        _run("make", source, str(size), place)
+        run_module("benchmarks.import_size", "make", source, str(size), place)
         made = time.perf_counter() - start
-        found: dict[str, object] = json.loads(_run("import", source, place))
+        found: dict[str, object] = json.loads(run_module("benchmarks.import_size", "import", source, place))
         source_mib = _mib(Path(place, source))
     return {"source": source, "size": size, "source_mib": source_mib, "make_s": round(made, 1), **found}
 
@@ -170,12 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _mib(folder: Path) -> float:
     return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20, 1)
-
-
-def _run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.import_size", *arguments]
-    root = Path(__file__).parent.parent
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root).stdout
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def measure(samples: int = 5000, steps: int = 288, features: int = 231, measured
         three sizes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _run("make", folder, str(samples), str(steps), str(features), str(measured))
-        found: dict[str, float] = json.loads(_run("load", folder))
+        run_module("benchmarks.loading", "make", folder, str(samples), str(steps), str(features), str(measured))
+        found: dict[str, float] = json.loads(run_module("benchmarks.loading", "load", folder))
     return {"samples": samples, "steps": steps, "features": features, "measured": measured, **found}
 
 
@@ -106,8 +106,9 @@ def status(key: str) -> float:
     return int(found[1]) / 1024
 
 
-def _run(*arguments: str) -> str:
-    command = [sys.executable, "-m", "benchmarks.loading", *arguments]
+def run_module(name: str, *arguments: str) -> str:
+    """What a module says that runs in a process of its own, from the root of the repository."""
+    command = [sys.executable, "-m", name, *arguments]
     root = Path(__file__).parent.parent
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root).stdout
 

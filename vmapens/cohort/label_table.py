@@ -17,6 +17,7 @@ import polars as pl
 from vmapens.cohort.classes import label_task, problem_of_labels, without_missing
 from vmapens.cohort.hours import hours_of, refuse_seconds
 from vmapens.cohort.identity import first_five, one_row_each
+from vmapens.cohort.importers.archive import is_utf8
 from vmapens.cohort.parquet import UNREADABLE, collect, is_index, is_pattern, scan
 from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, require_task_name
 from vmapens.cohort.write import Imported
@@ -148,7 +149,7 @@ def _read_table(file: Path) -> pl.LazyFrame:
         raise CohortError(f"{file} cannot be read to its end: {first_line(error)}; fetch it again.") from error
     if len(data) > MAX_BYTES:
         raise CohortError(f"{file} holds more than {MAX_BYTES:,} bytes of text; write it as Parquet.")
-    if b"\0" in data or not _is_utf8(data):
+    if b"\0" in data or not is_utf8(data):
         raise CohortError(f"{file} is neither Parquet nor UTF-8 text; write it again as one of them.")
     if b"\r" in data and b"\n" not in data:
         raise CohortError(f"{file}: its lines end in CR alone, wanted LF or CR LF; write it again.")
@@ -163,13 +164,6 @@ def _read_table(file: Path) -> pl.LazyFrame:
         )
     table.columns = names
     return table.lazy()
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        return data.isascii() or bool(data.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def _stripped(values: pl.Series) -> pl.Series:

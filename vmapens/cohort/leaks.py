@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from vmapens.cohort.identity import first_five
 from vmapens.cohort.schema import CohortInfo, Task
+from vmapens.cohort.tables import class_codes, groups_in_several_splits
 from vmapens.errors import CohortError
 
 LEAST = 20
@@ -37,12 +38,11 @@ def refuse_shared_groups(labels: pl.DataFrame, where: object) -> None:
     """
     if not {"group", "split"} <= set(labels.columns):
         return
-    splits = labels.drop_nulls("group").group_by("group").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
-    if len(splits):
-        names = first_five(splits["group"].cast(pl.String).to_list())
+    if apart := groups_in_several_splits(labels):
         raise CohortError(
-            f"{where} is not written: {len(splits)} patients are in several splits ({names}), so the test split would "
-            "hold what was trained on; correct the splits of the source, or leave them out: vmapens draws its own."
+            f"{where} is not written: {len(apart)} patients are in several splits ({first_five(apart)}), so the test "
+            "split would hold what was trained on; correct the splits of the source, or leave them out: vmapens draws "
+            "its own."
         )
 
 
@@ -64,7 +64,7 @@ def warn_of_leaks(series: pl.LazyFrame, labels: pl.DataFrame, info: CohortInfo, 
     infinite: list[str] = []
     refused: list[str] = []
     warnings: list[str] = []
-    codes = {task: _codes(labels[task.name]) for task in info.tasks}
+    codes = {task: class_codes(labels, task, where).fill_null(-1).to_numpy() for task in info.tasks}
     for name, low, high in _ranges(series, labels, [feature.name for feature in info.features]):
         if np.isinf(low).any() or np.isinf(high).any():
             infinite.append(name)
@@ -128,11 +128,6 @@ def _ranges(
 
 def _numbers(column: pl.Series) -> _Values:
     return column.cast(pl.Float32).cast(pl.Float64).fill_null(np.nan).to_numpy()
-
-
-def _codes(column: pl.Series) -> Int64[np.ndarray, "N"]:
-    """Class of each sample, -1 where it has none."""
-    return column.cast(pl.Float64).fill_nan(None).fill_null(-1).cast(pl.Int64).to_numpy()
 
 
 def _is_label(values: dict[str, _Values], code: Int64[np.ndarray, "S"], task: Task) -> str:

@@ -21,7 +21,7 @@ from vmapens.cohort.memory import require_memory
 from vmapens.cohort.scale import Scaling, fit_scaling, forward_fill, standardise
 from vmapens.cohort.schema import CohortInfo, Task
 from vmapens.cohort.split import SPLITS, check_split, split_samples
-from vmapens.cohort.tables import Tables, class_codes, open_tables
+from vmapens.cohort.tables import Tables, class_codes, groups_in_several_splits, open_tables
 from vmapens.errors import CohortError
 from vmapens.spec import CohortSpec
 
@@ -237,11 +237,8 @@ def _split(
         )
     if spec.folds is not None:
         raise _brings_split(spec)
-    if group is not None:
-        apart = labels.drop_nulls("group").group_by("group").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
-        if len(apart):
-            names = first_five(apart["group"].to_list())
-            warnings.append(f"{len(apart)} groups are in several splits, as the labels say ({names}).")
+    if group is not None and (apart := groups_in_several_splits(labels)):
+        warnings.append(f"{len(apart)} groups are in several splits, as the labels say ({first_five(apart)}).")
     return labels["split"].to_numpy().astype("<U5")
 
 

@@ -164,8 +164,7 @@ def _normal_labels(labels: pl.DataFrame, source: Path) -> pl.DataFrame:
     if "group" in labels.columns:
         labels = labels.with_columns(pl.col("group").cast(pl.String))
     if "split" in labels.columns:
-        given = pl.col("split").cast(pl.String)
-        named = labels.select(given, name=given.str.to_lowercase().replace_strict(SPLIT_NAMES, default=None))
+        named = labels.select(pl.col("split").cast(pl.String), name=split_named(pl.col("split")))
         unknown = named.filter(pl.col("name").is_null())["split"].fill_null("null").to_list()
         if unknown:
             raise CohortError(
@@ -174,6 +173,17 @@ def _normal_labels(labels: pl.DataFrame, source: Path) -> pl.DataFrame:
             )
         labels = labels.with_columns(split=named["name"])
     return labels
+
+
+def split_named(said: pl.Expr) -> pl.Expr:
+    """The split that a text says, in any of `SPLIT_NAMES` and any case; null if it says none."""
+    return said.cast(pl.String).str.to_lowercase().replace_strict(SPLIT_NAMES, default=None)
+
+
+def groups_in_several_splits(labels: pl.DataFrame) -> list[str]:
+    """Groups (patients) that labels with `group` and `split` have in more than one split."""
+    apart = labels.drop_nulls("group").group_by("group").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)
+    return apart["group"].cast(pl.String).to_list()
 
 
 def class_codes(labels: pl.DataFrame, task: Task, where: object) -> pl.Series:

@@ -95,6 +95,14 @@ def read_files(
             ) from error
 
 
+def is_utf8(data: bytes) -> bool:
+    """Whether bytes are text; the quick way for those that are ASCII."""
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
 @dataclass
 class _Budget:
     """Bytes that may still be read."""

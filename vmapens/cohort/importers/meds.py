@@ -26,7 +26,7 @@ from vmapens.cohort.importers.meds_events import EventFiles, Events, Part
 from vmapens.cohort.importers.meds_labels import parquet_files, read_labels
 from vmapens.cohort.parquet import collect, scan
 from vmapens.cohort.schema import RESERVED, CohortInfo, Feature, require_task_name
-from vmapens.cohort.tables import SPLIT_NAMES
+from vmapens.cohort.tables import split_named
 from vmapens.cohort.write import Imported
 from vmapens.errors import CohortError, first_line
 from vmapens.listener import Listener, Silence
@@ -312,11 +312,11 @@ def _with_splits(table: pl.DataFrame, folder: Path, dropped: Counter[str]) -> pl
         raise CohortError(f"{path}: no column {', '.join(sorted(lacking))}; wanted subject_id and split.")
     columns = [pl.col("subject_id").cast(pl.String).alias("group"), pl.col("split").cast(pl.String)]
     given = one_row_each(collect(splits.select(columns), path), ["group"], "the splits", dropped)
-    unknown = given.filter(~pl.col("split").str.to_lowercase().is_in(list(SPLIT_NAMES)).fill_null(value=False))
+    ours = split_named(pl.col("split"))
+    unknown = given.filter(ours.is_null())
     if len(unknown):
         found = first_five(unknown["split"].fill_null("null").to_list())
         raise CohortError(f"{path}: unknown splits ({found}); wanted train, tuning and held_out.")
-    ours = pl.col("split").str.to_lowercase().replace_strict(SPLIT_NAMES)
     joined = table.join(given.with_columns(ours), on="group", how="left", maintain_order="left")
     if joined["split"].null_count():
         lost = joined.filter(pl.col("split").is_null())["group"].unique().to_list()

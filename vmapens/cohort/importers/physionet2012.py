@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vmapens.cohort.importers.archive import BYTE_ORDER_MARK, read_files
+from vmapens.cohort.importers.archive import BYTE_ORDER_MARK, is_utf8, read_files
 from vmapens.cohort.importers.physionet2012_ranges import CONSTANT, RANGES_VERSION, SERIES
 from vmapens.cohort.schema import NO_PATIENTS, CohortInfo, Feature, Task
 from vmapens.cohort.write import Imported
@@ -124,7 +124,7 @@ def _collect(paths: Sequence[Path], dropped: Counter[str]) -> tuple[dict[int, by
     outcome_files: set[tuple[str, bytes]] = set()
     for name, data in read_files(paths, heads=(RECORD_HEAD, OUTCOMES_HEAD), left_out=dropped):
         text = data.removeprefix(BYTE_ORDER_MARK)
-        if not _is_utf8(text):
+        if not is_utf8(text):
             dropped["files that are not UTF-8 text: left out"] += 1
             continue
         if b"\r" in text:
@@ -141,13 +141,6 @@ def _collect(paths: Sequence[Path], dropped: Counter[str]) -> tuple[dict[int, by
         if records.setdefault(record, body) != body:
             raise CohortError(f"{name}: RecordID {record} occurs twice with different content; give each set once.")
     return records, outcome_files
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        return text.isascii() or bool(text.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 def _without_empty_lines(body: bytes) -> bytes:
